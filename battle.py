@@ -1,0 +1,675 @@
+"""The rules of a battle: units, weapons, movement, targets, damage; one game loop at a time.
+
+Units, weapons, maps and terrain are data, in `smac_maps.json`. Everything here works on one battle,
+`units` (N + M,) UNIT records (allies first), compiled by numba; `simulator.py` plays many battles
+at once and shows them as SMAC does (https://arxiv.org/abs/1902.04043). 16 loops are a second,
+8 loops one environment step.
+
+Find a rule: orders `give_orders` | targets `acquire` | attacking `fight`, `release`, `strike` |
+damage `hurt` | healing `heal`, `seek_patient` | walking and collision `advance`, `obstacle`.
+The figures (a weapon's range, a unit's speed) are in `smac_maps.json`.
+
+Known differences from StarCraft II: units turn at once; a Medivac stops at once; both sweeps of a
+Colossus land together; no Hydralisk melee attack; no call for help; units do not push each other.
+"""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+
+import numba
+import numpy as np
+from numba import njit
+
+if not numba.config.CACHE_DIR:
+    # numba looks only at a function's own file to see whether its compiled code is still good, so
+    # a rule changed here would not reach its callers in simulator.py: one cache per version of both
+    sources = [Path(__file__).with_name(name) for name in ("battle.py", "simulator.py")]
+    version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+    numba.config.CACHE_DIR = str(Path(__file__).parent / "__pycache__" / f"numba_{version}")
+
+DATA = json.loads(Path(__file__).with_name("smac_maps.json").read_text())
+MAPS = DATA["maps"]
+
+LOOPS_PER_SECOND = 16
+NO_OP, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)  # SMAC's actions
+HOLD, MOVE, ATTACK, AUTO = range(4)  # orders; AUTO chooses its own targets (enemies)
+SCAN_EVERY = 5  # loops between two looks for a better target
+INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot stop it short
+SPAWN_SHIFT = 0.5  # each side's start block is moved by up to this, each way, every battle
+LEASH = 21.0  # a chased target farther away than this is given up
+STRAIGHT, NO_ROUTE = 8, 9  # entries of the route table that are not directions
+FREE, WALL = -1, -2  # answers of obstacle that are not units
+GROUND, AIR = 1, 2
+LAYERS = {"Ground": 1, "Flying": 2, "Colossus": 4, "Structure": 8}
+FLYING = LAYERS["Flying"]
+DX = np.array([1, 1, 0, -1, -1, -1, 0, 1])  # the eight directions of the route table
+DY = np.array([0, 1, 1, 1, 0, -1, -1, -1])
+JIT = dict(cache=True, error_model="numpy")
+
+KIND = np.dtype(  # one row per unit type; distances in cells, times in game loops
+    [(name, np.float64) for name in (
+        "health", "shield", "armor", "health_regen", "shield_regen", "shield_delay",
+        "energy", "energy_max", "energy_regen", "speed", "acceleration", "radius", "body",
+        "damage", "bonus_light", "bonus_armored", "range", "slop", "scan", "period",
+        "damage_point", "missile_speed", "flight", "second_hit", "line_length", "line_width",
+        "blast_radius", "heal_rate", "heal_cost", "heal_range", "heal_scan", "heal_min_energy",
+        "cooldown_max")]
+    + [(name, np.int64) for name in (
+        "hits", "layers", "seen_as", "weapon", "light", "armored", "biological", "threatens",
+        "walks_cliffs", "suicide", "ally_bit", "enemy_bit")]
+)  # fmt: skip
+
+UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
+    [(name, np.float64) for name in (
+        "x", "y", "body", "health", "radius", "shield", "energy", "cooldown",
+        "speed",  # cells per loop, now
+        "unhurt",  # loops since the last damage
+        "windup",  # loops until the raised weapon hits or fires; -1 = not raised
+        "flight",  # loops until the shot (or second hit) lands; -1 = none under way
+        "goal_x", "goal_y",
+        "before")]  # health + shield at the start of the step
+    + [(name, np.int64) for name in (
+        "layers", "kind", "order", "target", "flight_target", "side",
+        "detour",  # it is going round something: 1 on the right, -1 on the left; 0 = it is not
+        "hunts",  # ordered to attack units, wherever they are
+        "exploding", "counted_dead")]
+)  # fmt: skip
+
+
+def unit_facts(balance="liberty"):
+    """The `units` of smac_maps.json under a balance: "liberty" (the maps' own) or "ladder"."""
+    if balance not in ("liberty", "ladder"):
+        raise ValueError(f"unknown balance {balance!r}: choose liberty or ladder")
+    facts = copy.deepcopy(DATA["units"])
+    if balance == "ladder":
+        for name, changes in DATA["ladder_4_10"].items():
+            for field, value in changes.items():
+                *group, leaf = field.split(".")
+                (facts[name][group[0]] if group else facts[name])[leaf] = value
+    return facts
+
+
+def kind_table(facts, names):
+    """KIND rows for the unit types `names`, in that order (seconds become game loops)."""
+    kinds = np.zeros(len(names), KIND)
+    for kind, name in zip(kinds, names, strict=True):
+        fact = facts[name]
+        weapon, heal = fact.get("weapon", {}), fact.get("heal", {})
+        energy, splash = fact.get("energy", {}), weapon.get("splash", {})
+        for field in ("health", "shield", "armor", "radius"):
+            kind[field] = fact[field]
+        kind["body"] = fact["separation_radius"]
+        kind["health_regen"] = fact.get("health_regen", 0) / LOOPS_PER_SECOND
+        kind["shield_regen"] = fact.get("shield_regen", 0) / LOOPS_PER_SECOND
+        kind["shield_delay"] = fact.get("shield_regen_delay", 0) * LOOPS_PER_SECOND
+        kind["energy"], kind["energy_max"] = energy.get("start", 0), energy.get("max", 0)
+        kind["energy_regen"] = energy.get("regen_per_s", 0) / LOOPS_PER_SECOND
+        kind["speed"] = fact["speed"] / LOOPS_PER_SECOND
+        kind["acceleration"] = fact.get("acceleration", 1000) / LOOPS_PER_SECOND**2
+        kind["damage"], kind["range"] = weapon.get("damage", 0), weapon.get("range", 0)
+        kind["bonus_light"] = weapon.get("bonus", {}).get("Light", 0)
+        kind["bonus_armored"] = weapon.get("bonus", {}).get("Armored", 0)
+        kind["slop"] = weapon.get("range_slop", 0)
+        kind["scan"] = max(weapon.get("min_scan_range", 0), kind["range"])
+        kind["period"] = weapon.get("period", 0) * LOOPS_PER_SECOND
+        kind["damage_point"] = weapon.get("damage_point", 0) * LOOPS_PER_SECOND
+        kind["missile_speed"] = weapon.get("missile_speed", 0) / LOOPS_PER_SECOND
+        kind["flight"] = weapon.get("flight_time", 0) * LOOPS_PER_SECOND
+        kind["second_hit"] = weapon.get("second_hit_delay", 0) * LOOPS_PER_SECOND
+        kind["hits"] = 1 if kind["second_hit"] else weapon.get("hits", 0)
+        kind["line_length"], kind["line_width"] = (
+            splash.get("length", 0),
+            splash.get("thickness", 0),
+        )
+        kind["blast_radius"] = splash.get("radius", 0)
+        kind["suicide"] = weapon.get("suicide", False)
+        kind["weapon"] = sum({"ground": GROUND, "air": AIR}[t] for t in weapon.get("targets", ()))
+        seen_as = fact.get("targetable_as", [fact["plane"]])
+        kind["seen_as"] = sum({"ground": GROUND, "air": AIR}[t] for t in seen_as)
+        kind["layers"] = sum(LAYERS[layer] for layer in fact["collides_with"])
+        for field, attribute in (
+            ("light", "Light"),
+            ("armored", "Armored"),
+            ("biological", "Biological"),
+        ):
+            kind[field] = attribute in fact["attributes"]
+        kind["threatens"] = bool(weapon) or fact.get("always_threatens", False)
+        kind["walks_cliffs"] = fact.get("walks_cliffs", False)
+        kind["heal_rate"] = heal.get("health_per_s", 0) / LOOPS_PER_SECOND
+        kind["heal_cost"] = heal.get("energy_per_health", 0)
+        kind["heal_range"], kind["heal_scan"] = heal.get("range", 0), heal.get("scan_range", 0)
+        kind["heal_min_energy"] = heal.get("min_energy", 0)
+        kind["cooldown_max"] = fact.get("smac_cooldown_max", 1)
+    return kinds
+
+
+def read_terrain(terrain):
+    """(walkable, walkable for a Colossus), each (X, Y) bool indexed [x, y].
+
+    terrain: a name in smac_maps.json, or an (X, Y) array, True = walkable.
+    """
+    if not isinstance(terrain, str):
+        walkable = np.ascontiguousarray(terrain, dtype=np.bool_)
+        return walkable, walkable
+    if terrain not in DATA["terrains"]:
+        raise ValueError(f"unknown terrain {terrain!r}: choose from {', '.join(DATA['terrains'])}")
+    data = DATA["terrains"][terrain]
+    rows = np.array([[cell == "1" for cell in row] for row in data["open"]])  # (Y, X), north first
+    walkable = np.ascontiguousarray(rows[::-1].T)  # (X, Y), south first
+    with_cliffs = walkable.copy()
+    if cliff := data.get("cliff_cells"):
+        (x0, x1), (y0, y1) = cliff["x"], cliff["y"]
+        with_cliffs[x0 : x1 + 1, y0 : y1 + 1] = True
+    return walkable, with_cliffs
+
+
+@njit(**JIT)
+def fill_routes(walkable, route):
+    """route[goal cell, cell]: STRAIGHT where the way is clear, else the direction (0-7) to go.
+
+    Cells are numbered x * Y + y. A breadth-first search from every goal; diagonal steps
+    must not cut a corner. The straight way is sampled every quarter of a cell.
+    """
+    X, Y = walkable.shape
+    queue = np.empty(X * Y, np.int64)
+    for goal in range(X * Y):
+        for cell in range(X * Y):
+            route[goal, cell] = NO_ROUTE
+        if not walkable[goal // Y, goal % Y]:
+            continue
+        route[goal, goal] = STRAIGHT
+        queue[0], head, tail = goal, 0, 1
+        while head < tail:
+            x, y = queue[head] // Y, queue[head] % Y
+            head += 1
+            for turn in range(8):
+                direction = turn // 4 + turn % 4 * 2  # straight neighbours before diagonal ones
+                nx, ny = x - DX[direction], y - DY[direction]  # from there, `direction` leads here
+                if not (0 <= nx < X and 0 <= ny < Y and walkable[nx, ny]):
+                    continue
+                if not (walkable[nx, y] and walkable[x, ny]):
+                    continue
+                if route[goal, nx * Y + ny] == NO_ROUTE:
+                    route[goal, nx * Y + ny] = direction
+                    queue[tail] = nx * Y + ny
+                    tail += 1
+        for cell in range(X * Y):
+            if route[goal, cell] < STRAIGHT:
+                dx, dy = goal // Y - cell // Y, goal % Y - cell % Y
+                samples = 4 * max(abs(dx), abs(dy))
+                clear = True
+                for k in range(samples):
+                    x = cell // Y + 0.5 + dx * k / samples
+                    y = cell % Y + 0.5 + dy * k / samples
+                    for corner in range(4):  # some room to each side, so as not to graze corners
+                        side_x, side_y = x - 0.3 + 0.6 * (corner % 2), y - 0.3 + 0.6 * (corner // 2)
+                        clear = clear and walkable[int(side_x), int(side_y)]
+                if clear:
+                    route[goal, cell] = STRAIGHT
+
+
+def spawn_spots(groups, facts, walkable, mirror):
+    """(count, 2) start positions: each unit at the free place nearest to its group's point.
+
+    Order of creation, as the map lists it. `mirror` (-1 or 1) turns the block round in x, so
+    that the two sides of a symmetric map face each other alike.
+    """
+    offsets = [(dx / 8, dy / 8) for dx in range(-96, 97) for dy in range(-96, 97)]
+    offsets.sort(key=lambda o: (o[0] ** 2 + o[1] ** 2, -o[0], abs(o[1]), o[1]))
+    placed = []  # x, y, body, layers
+    for name, count, x0, y0 in groups:
+        body = facts[name]["separation_radius"] + 0.05
+        layers = sum(LAYERS[layer] for layer in facts[name]["collides_with"])
+        candidates = iter(offsets)
+        for _ in range(count):
+            for dx, dy in candidates:
+                x, y = x0 + mirror * dx, y0 + dy
+                if not (0 <= x < walkable.shape[0] and 0 <= y < walkable.shape[1]):
+                    continue
+                if walkable[int(x), int(y)] and all(
+                    not layers & other[3]
+                    or (x - other[0]) ** 2 + (y - other[1]) ** 2 >= (body + other[2]) ** 2
+                    for other in placed
+                ):
+                    placed.append((x, y, body, layers))
+                    break
+            else:
+                raise ValueError(f"no room to place {count} {name} around ({x0}, {y0})")
+    return np.array([spot[:2] for spot in placed])
+
+
+def world_fields(X, Y):
+    """Fields of the record of what does not change during a battle, for a map of X x Y cells.
+
+    One record, because numba passes a record between functions as a single pointer.
+    """
+    return [
+        ("n_allies", np.int64),
+        ("n_enemies", np.int64),
+        ("step_mul", np.int64),
+        ("move_amount", np.float64),
+        ("goals", np.float64, (2, 2)),  # ends of the line on which the enemy's attack-move ends
+        ("kinds", KIND, (len(DATA["units"]),)),
+        ("walkable", np.uint8, (X, Y)),
+        ("with_cliffs", np.uint8, (X, Y)),  # for units that walk cliffs
+        ("route", np.uint8, (X * Y, X * Y)),  # see fill_routes
+    ]
+
+
+BOOK = np.dtype(  # one row per battle
+    [("rng", np.uint64), ("clock", np.int64), ("steps", np.int64), ("reward", np.float64)]
+    + [(name, np.uint8) for name in ("terminated", "truncated", "battle_won")]
+)
+
+
+# ------------------------------------------------------------ the rules, one unit at a time
+
+
+@njit(**JIT)
+def uniform(book, low, high):
+    """A random number in [low, high) from the battle's own generator (SplitMix64)."""
+    book.rng += np.uint64(0x9E3779B97F4A7C15)
+    z = book.rng
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return low + (high - low) * (np.float64(z >> np.uint64(11)) / 9007199254740992.0)
+
+
+@njit(**JIT)
+def distance(u, v):
+    """Centre to centre."""
+    return np.sqrt((v.x - u.x) ** 2 + (v.y - u.y) ** 2)
+
+
+@njit(**JIT)
+def opponents(u, units, world):
+    """Indices of the other side's units."""
+    if u.side == 0:
+        return range(world.n_allies, len(units))
+    return range(0, world.n_allies)
+
+
+@njit(**JIT)
+def obstacle(i, x, y, units, world):
+    """What keeps unit i from standing at (x, y): FREE, WALL or the index of another unit.
+
+    Units that already overlap may move apart, so a step that widens the gap is free.
+    """
+    u = units[i]
+    X, Y = world.walkable.shape
+    if not (0.0 <= x < X and 0.0 <= y < Y):
+        return WALL
+    if not u.layers & FLYING:
+        cliffs = world.kinds[u.kind].walks_cliffs and world.with_cliffs[int(x), int(y)]
+        if not (world.walkable[int(x), int(y)] or cliffs):
+            return WALL
+    for j in range(len(units)):
+        v = units[j]
+        reach = u.body + v.body
+        dx, dy = x - v.x, y - v.y
+        apart = dx * dx + dy * dy
+        if apart < reach * reach and v.health > 0 and j != i and u.layers & v.layers:
+            if apart < (u.x - v.x) ** 2 + (u.y - v.y) ** 2:
+                return j
+    return FREE
+
+
+@njit(**JIT)
+def advance(i, goal_x, goal_y, stop_at, units, world):
+    """Walk one loop towards a point until within stop_at of it, round walls and other units.
+
+    A blocked unit goes round what is in its way, and round what is in the way of that, on the
+    nearer side, which it keeps until the way is free: so it walks round a crowd, and melee units
+    surround a target instead of queueing.
+    """
+    u = units[i]
+    kind = world.kinds[u.kind]
+    dx, dy = goal_x - u.x, goal_y - u.y
+    far = np.sqrt(dx * dx + dy * dy)
+    if far <= stop_at + 1e-9:
+        u.speed = 0.0
+        return
+    u.speed = min(u.speed + kind.acceleration, kind.speed)
+    step = min(u.speed, far - stop_at)
+    X, Y = world.walkable.shape
+    if not u.layers & FLYING and not kind.walks_cliffs:
+        cell_x, cell_y = min(max(int(goal_x), 0), X - 1), min(max(int(goal_y), 0), Y - 1)
+        way = world.route[cell_x * Y + cell_y, int(u.x) * Y + int(u.y)]
+        if way < STRAIGHT:  # a wall in between: head for the middle of the next cell
+            dx = int(u.x) + DX[way] + 0.5 - u.x
+            dy = int(u.y) + DY[way] + 0.5 - u.y
+            far = np.sqrt(dx * dx + dy * dy)
+    dx, dy = dx / far * step, dy / far * step
+    ahead = obstacle(i, u.x + dx, u.y + dy, units, world)
+    if ahead == FREE:
+        u.x += dx
+        u.y += dy
+        u.detour = 0
+        return
+    if u.detour == 0:  # pass on the side that is nearer: the right (1) of what lies to the left
+        u.detour = 1
+        if ahead >= 0 and dx * (units[ahead].y - u.y) < dy * (units[ahead].x - u.x):
+            u.detour = -1
+    for turn in range(4):
+        side = u.detour if turn < 2 else -u.detour
+        if turn % 2 == 0:
+            blocker = ahead
+        if blocker >= 0:  # along the circle round it
+            v = units[blocker]
+            far = max(distance(u, v), 1e-9)
+            tx, ty = -side * (u.y - v.y) / far * step, side * (u.x - v.x) / far * step
+        else:  # along the wall
+            tx, ty = side * dy, -side * dx
+        blocker = obstacle(i, u.x + tx, u.y + ty, units, world)
+        if blocker == FREE:
+            u.x += tx
+            u.y += ty
+            u.detour = side
+            return
+
+
+@njit(**JIT)
+def hurt(i, j, units, world):
+    """One hit of unit i's weapon on unit j: shields first, armour on what reaches the health."""
+    v = units[j]
+    if v.health <= 0:
+        return
+    weapon, armour = world.kinds[units[i].kind], world.kinds[v.kind]
+    damage = (
+        weapon.damage + weapon.bonus_light * armour.light + weapon.bonus_armored * armour.armored
+    )
+    absorbed = min(v.shield, damage)
+    v.shield -= absorbed
+    v.unhurt = 0.0
+    if damage > absorbed:
+        v.health -= max(damage - absorbed - armour.armor, 0.5)
+    if v.health <= 0:
+        die(j, units, world)
+    elif v.order == AUTO and v.target < 0 and armour.weapon & world.kinds[units[i].kind].seen_as:
+        v.target = i  # struck by somebody out of its sight
+
+
+@njit(**JIT)
+def die(j, units, world):
+    """Unit j is dead; a Baneling leaves an explosion behind."""
+    v = units[j]
+    v.health = v.shield = v.energy = 0.0
+    v.windup = -1.0
+    v.exploding = world.kinds[v.kind].suicide
+
+
+@njit(**JIT)
+def strike(i, j, units, world):
+    """Unit i's shot or blow reaches unit j, and with a beam everybody on its line."""
+    u, v = units[i], units[j]
+    kind = world.kinds[u.kind]
+    if kind.line_length > 0:  # a line across the firing direction, centred on the target
+        far = max(distance(u, v), 1e-9)
+        ux, uy = (v.x - u.x) / far, (v.y - u.y) / far
+        for k in opponents(u, units, world):
+            w = units[k]
+            along = abs((w.x - v.x) * ux + (w.y - v.y) * uy)
+            across = abs((w.y - v.y) * ux - (w.x - v.x) * uy)
+            on_line = (
+                along <= kind.line_width / 2 + w.radius
+                and across <= kind.line_length / 2 + w.radius
+            )
+            if on_line and kind.weapon & world.kinds[w.kind].seen_as:
+                for _ in range(kind.hits):
+                    hurt(i, k, units, world)
+    else:
+        for _ in range(kind.hits):
+            hurt(i, j, units, world)
+
+
+@njit(**JIT)
+def explode(i, units, world):
+    """A Baneling's blast: every opponent on the ground whose body it touches."""
+    u = units[i]
+    u.exploding = 0
+    for k in opponents(u, units, world):
+        v, kind = units[k], world.kinds[units[k].kind]
+        if distance(u, v) <= world.kinds[u.kind].blast_radius + v.radius and kind.seen_as & GROUND:
+            hurt(i, k, units, world)
+
+
+@njit(**JIT)
+def release(i, j, units, world):
+    """The wind-up is over: explode, shoot, or hit at once."""
+    u, v = units[i], units[j]
+    kind = world.kinds[u.kind]
+    u.windup = -1.0
+    if kind.suicide:
+        die(i, units, world)
+    elif kind.missile_speed > 0 or kind.flight > 0:
+        gap = max(distance(u, v) - u.radius - v.radius, 0.0)
+        u.flight = kind.flight if kind.flight > 0 else gap / kind.missile_speed
+        u.flight_target = j
+    else:
+        strike(i, j, units, world)
+        if kind.second_hit > 0:
+            u.flight, u.flight_target = kind.second_hit, j
+
+
+@njit(**JIT)
+def fight(i, j, units, world, book):
+    """Unit i attacks unit j: walk into range, wait for the weapon, raise it, let go."""
+    u, v = units[i], units[j]
+    kind = world.kinds[u.kind]
+    gap = distance(u, v) - u.radius - v.radius
+    if u.windup >= 0:
+        if gap > kind.range + kind.slop:  # it got away: the attack never happened
+            u.windup, u.cooldown = -1.0, 0.0
+            return
+        u.windup -= 1.0
+        if u.windup <= 0:
+            release(i, j, units, world)
+    elif kind.second_hit > 0 and u.flight >= 0:
+        if gap > kind.range + kind.slop:
+            u.flight = -1.0
+    elif gap > kind.range:
+        advance(i, v.x, v.y, kind.range + u.radius + v.radius - INSIDE, units, world)
+    elif u.cooldown <= 0:
+        # added to, not set, so that what is left of a loop is not lost: the rate stays exact
+        u.cooldown += kind.period + uniform(book, -1.0, 2.0)
+        u.windup = kind.damage_point
+        if kind.damage_point <= 0:
+            release(i, j, units, world)
+
+
+@njit(**JIT)
+def heal(i, j, units, world):
+    """Medivac i restores the health (never the shield) of unit j, for energy."""
+    u, v = units[i], units[j]
+    kind = world.kinds[u.kind]
+    missing = world.kinds[v.kind].health - v.health
+    if distance(u, v) - u.radius - v.radius > kind.heal_range:
+        advance(i, v.x, v.y, kind.heal_range + u.radius + v.radius - INSIDE, units, world)
+    elif missing > 0 and world.kinds[v.kind].biological:
+        given = min(kind.heal_rate, missing, u.energy / kind.heal_cost)
+        v.health += given
+        u.energy -= given * kind.heal_cost
+
+
+@njit(**JIT)
+def acquire(i, units, world, clock):
+    """An enemy looks for a target: the nearest opponent it can hit, those that can hit back first.
+
+    A target within weapon range is kept. One farther away gives way to any nearer one in scan
+    range, and is chased up to the leash. Orders to attack units know no scan range.
+    """
+    u = units[i]
+    kind = world.kinds[u.kind]
+    if u.target >= 0:
+        gap = distance(u, units[u.target]) - u.radius - units[u.target].radius
+        if gap > LEASH:
+            u.target = -1
+        elif gap <= kind.range or (clock + i) % SCAN_EVERY:
+            return
+    elif (clock + i) % SCAN_EVERY:
+        return
+    scan = np.inf if u.hunts else kind.scan
+    nearest = np.inf
+    for j in opponents(u, units, world):
+        v = units[j]
+        if v.health > 0 and kind.weapon & world.kinds[v.kind].seen_as:
+            gap = distance(u, v) - u.radius - v.radius
+            if gap <= scan:
+                if not world.kinds[v.kind].threatens:
+                    gap += 1000.0
+                if gap < nearest:
+                    nearest = gap
+                    u.target = j
+
+
+@njit(**JIT)
+def seek_patient(i, units, world):
+    """An enemy Medivac looks for the worst hurt friend that nobody else is healing."""
+    u = units[i]
+    kind = world.kinds[u.kind]
+    if u.target >= 0 and units[u.target].health < world.kinds[units[u.target].kind].health:
+        if u.energy > 0 and units[u.target].health > 0:
+            return
+    u.target = -1
+    if u.energy < kind.heal_min_energy:
+        return
+    worst = 1.0
+    for j in range(world.n_allies, len(units)):
+        v = units[j]
+        share = v.health / world.kinds[v.kind].health
+        if 0 < share < worst and world.kinds[v.kind].biological:
+            if distance(u, v) - u.radius - v.radius <= kind.heal_scan:
+                taken = False
+                for k in range(world.n_allies, len(units)):
+                    w = units[k]
+                    if (
+                        k != i
+                        and w.target == j
+                        and world.kinds[w.kind].heal_rate > 0
+                        and w.health > 0
+                    ):
+                        taken = True
+                if not taken:
+                    worst = share
+                    u.target = j
+
+
+@njit(**JIT)
+def live(i, units, world, book):
+    """One game loop of one unit."""
+    u = units[i]
+    kind = world.kinds[u.kind]
+    if u.flight >= 0 and (u.health > 0 or kind.second_hit == 0):  # a shot outlives its shooter
+        u.flight -= 1.0
+        if u.flight <= 0:
+            u.flight = -1.0
+            strike(i, u.flight_target, units, world)
+    if u.health <= 0:
+        return
+    if u.cooldown > 0:
+        u.cooldown -= 1.0
+    u.unhurt += 1.0
+    if u.shield < kind.shield and u.unhurt > kind.shield_delay:
+        u.shield = min(u.shield + kind.shield_regen, kind.shield)
+    if kind.health_regen > 0:
+        u.health = min(u.health + kind.health_regen, kind.health)
+    if kind.energy_regen > 0:
+        u.energy = min(u.energy + kind.energy_regen, kind.energy_max)
+
+    if u.target >= 0 and units[u.target].health <= 0:
+        u.target, u.windup = -1, -1.0
+        if kind.second_hit > 0:
+            u.flight = -1.0
+        if u.order == ATTACK:
+            u.order = HOLD
+    if u.order == AUTO:
+        if kind.heal_rate > 0:
+            seek_patient(i, units, world)
+        elif u.windup < 0:
+            acquire(i, units, world, book.clock)
+    if u.target >= 0 and (u.order == AUTO or u.order == ATTACK):
+        if kind.heal_rate > 0:
+            heal(i, u.target, units, world)
+        else:
+            fight(i, u.target, units, world, book)
+    elif u.order == MOVE or (u.order == AUTO and u.goal_x >= 0):
+        advance(i, u.goal_x, u.goal_y, 0.0, units, world)
+    else:
+        u.speed = 0.0
+
+
+@njit(**JIT)
+def give_orders(units, actions, world):
+    """Turn the agents' SMAC actions (N,) into orders. A new order breaks off a raised weapon."""
+    for i in range(world.n_allies):
+        u, action = units[i], actions[i]
+        kind = world.kinds[u.kind]
+        if u.health <= 0:
+            continue
+        target = -1
+        if action >= FIRST_TARGET:
+            target = action - FIRST_TARGET
+            if kind.heal_rate == 0:
+                target += world.n_allies
+                if not kind.weapon & world.kinds[units[target].kind].seen_as:
+                    continue  # StarCraft II refuses the order: the unit goes on as before
+        if target != u.target or u.order != ATTACK:
+            if u.windup >= 0:
+                u.windup, u.cooldown = -1.0, 0.0
+            if kind.second_hit > 0:
+                u.flight = -1.0
+        u.target = target
+        if target >= 0:
+            u.order = ATTACK
+        elif action == STOP:
+            u.order = HOLD
+        else:
+            u.order = MOVE
+            u.goal_x = u.x + world.move_amount * ((action == EAST) - (action == WEST))
+            u.goal_y = u.y + world.move_amount * ((action == NORTH) - (action == SOUTH))
+
+
+@njit(**JIT)
+def begin(units, template, world, book):
+    """A new battle: fresh units, each side's block shifted a little, and the enemy's one order.
+
+    How StarCraft II spreads units round their start point is not known to the hair's breadth, and
+    a battle that always began alike would be decided by that: hence the shift.
+    """
+    book.clock, book.steps, book.terminated, book.truncated = 0, 0, 0, 0
+    where = uniform(book, 0.0, 1.0)  # along the line of possible goals
+    for side in range(2):
+        shift_x = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
+        shift_y = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
+        for i in range(len(units)):
+            if template[i].side == side:
+                units[i] = template[i]
+                u = units[i]
+                u.x += shift_x
+                u.y += shift_y
+                u.goal_x = world.goals[0, 0] + where * (world.goals[1, 0] - world.goals[0, 0])
+                u.goal_y = world.goals[0, 1] + where * (world.goals[1, 1] - world.goals[0, 1])
+
+
+@njit(**JIT)
+def play(units, actions, world, book):
+    """One environment step: orders, then step_mul game loops."""
+    for i in range(len(units)):
+        units[i].before = units[i].health + units[i].shield
+    give_orders(units, actions, world)
+    for _ in range(world.step_mul):
+        for k in range(len(units)):
+            # the sides take turns at going first, so that neither gains by it
+            i = k if book.clock % 2 == 0 else len(units) - 1 - k
+            live(i, units, world, book)
+        book.clock += 1
+        bang = True
+        while bang:  # one explosion may set off the next
+            bang = False
+            for i in range(len(units)):
+                if units[i].exploding:
+                    explode(i, units, world)
+                    bang = True

@@ -1,0 +1,818 @@
+"""Many battles at once, exactly as SMAC shows them, without StarCraft II.
+
+The rules of the game are in `battle.py`, its maps and units in `smac_maps.json`. Here is SMAC's
+interface (Samvelyan et al. 2019, https://arxiv.org/abs/1902.04043): observations, state, action
+masks, rewards and ends of episodes, the same numbers that the `smac` package returns. The battles
+themselves are alike, not identical: results on this simulator are not SMAC results.
+
+    sim = BattleSim("2s3z", n_envs=64, seed=1)          # many battles, for training (see envs.py)
+    env = StarCraft2Env(map_name="2s3z", seed=1)        # drop-in for smac.env.StarCraft2Env
+    python simulator.py --map 2s3z --n-envs 64          # random play: how fast is it here?
+
+A map of your own, in a few lines (rows: unit, how many, x, y of the point they spawn around):
+
+    ally, enemy = [["Marine", 4, 9, 16]], [["Zealot", 2, 23, 16]]
+    MAPS["4m_vs_2z"] = {**MAPS["3m"], "ally": ally, "enemy": enemy}
+    sim = BattleSim("4m_vs_2z")
+
+With several types of ally, "agent_unit_order" lists them in the order of the agents (and of their
+type bits), and "enemy_type_order" the enemies' type bits ([] or left out: no type bits).
+
+Shape legend: E battles, N allied units (the agents), M enemy units, A = 6 + M actions,
+O observation size, S state size.
+"""
+
+import argparse
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from battle import (
+    AUTO,
+    BOOK,
+    EAST,
+    FIRST_TARGET,
+    HOLD,
+    JIT,
+    MAPS,
+    NO_OP,
+    NORTH,
+    SOUTH,
+    STOP,
+    UNIT,
+    WEST,
+    begin,
+    distance,
+    fill_routes,
+    kind_table,
+    play,
+    read_terrain,
+    spawn_spots,
+    unit_facts,
+    world_fields,
+)  # fmt: skip
+
+WON, LOST, DRAWN, GOES_ON = range(4)
+SEED_STRIDE = 0x632BE59BD9B4E019  # odd, so that different seeds start different streams
+SIGHT_RANGE, SHOOT_RANGE = 9.0, 6.0  # SMAC's, centre to centre, for every unit type
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+POOL = ThreadPoolExecutor(max(THREADS - 1, 1), thread_name_prefix="battles")
+
+
+class Step(NamedTuple):
+    """What one step of E environments returned."""
+
+    reward: np.ndarray  # (E,) float32
+    terminated: np.ndarray  # (E,) bool: won, lost or drawn
+    truncated: np.ndarray  # (E,) bool: stopped by the time limit
+    battle_won: np.ndarray  # (E,) bool
+    aborted: np.ndarray  # (E,) bool: the game broke, drop the episode; never in the simulator
+
+
+class Options(NamedTuple):
+    """SMAC's constructor options, with SMAC's names, meanings and defaults."""
+
+    step_mul: int = 8
+    move_amount: float = 2.0
+    continuing_episode: bool = False
+    obs_all_health: bool = True
+    obs_own_health: bool = True
+    obs_last_action: bool = False
+    obs_pathing_grid: bool = False
+    obs_terrain_height: bool = False
+    obs_instead_of_state: bool = False
+    obs_timestep_number: bool = False
+    state_last_action: bool = True
+    state_timestep_number: bool = False
+    reward_sparse: bool = False
+    reward_only_positive: bool = True
+    reward_death_value: float = 10.0
+    reward_win: float = 200.0
+    reward_defeat: float = 0.0
+    reward_negative_scale: float = 0.5
+    reward_scale: bool = True
+    reward_scale_rate: float = 20.0
+
+
+def world_dtype(X, Y):
+    """The record of everything constant: battle.py's fields, the map's layout, SMAC's options."""
+    fields = world_fields(X, Y)
+    known = {name for name, *_ in fields}
+    fields += [
+        ("episode_limit", np.int64),
+        ("shield_ally", np.uint8),  # the side is Protoss: its rows carry a shield
+        ("shield_enemy", np.uint8),
+        ("type_bits", np.int64),
+        ("medivacs", np.uint8),  # SMAC's MMM rules: a side with only Medivacs left has lost
+        ("max_reward", np.float64),
+        ("max_distance", np.float64, (2,)),  # the playable area's size, by which SMAC divides x, y
+        ("height", np.uint8, (X, Y)),
+    ]
+    kinds = {bool: np.uint8, int: np.int64, float: np.float64}
+    for name, default in Options._field_defaults.items():
+        if name not in known:
+            fields.append((name, kinds[type(default)]))
+    return np.dtype(fields)
+
+
+# ------------------------------------------------------- what SMAC computes, one battle at a time
+
+
+@njit(**JIT)
+def can_move(u, direction, walkable, shift):
+    """SMAC's test for a move: is the cell `shift` = move_amount / 2 ahead walkable?"""
+    x = int(u.x + shift * ((direction == EAST) - (direction == WEST)))
+    y = int(u.y + shift * ((direction == NORTH) - (direction == SOUTH)))
+    return 0 <= x < walkable.shape[0] and 0 <= y < walkable.shape[1] and walkable[x, y]
+
+
+@njit(**JIT)
+def available(i, units, world, avail):
+    """Fill avail (A,) with SMAC's action mask of agent i."""
+    u = units[i]
+    for action in range(len(avail)):
+        avail[action] = False
+    if u.health <= 0:
+        avail[NO_OP] = True
+        return
+    avail[STOP] = True
+    for direction in range(NORTH, FIRST_TARGET):
+        avail[direction] = can_move(u, direction, world.walkable, world.move_amount / 2)
+    healer = world.kinds[u.kind].heal_rate > 0
+    first = 0 if healer else world.n_allies
+    for j in range(min(world.n_allies, world.n_enemies) if healer else world.n_enemies):
+        v = units[first + j]
+        if v.health > 0 and distance(u, v) <= SHOOT_RANGE:
+            avail[FIRST_TARGET + j] = not (healer and world.kinds[v.kind].heal_rate > 0)
+
+
+@njit(**JIT)
+def put_health(v, world, shields, row, k):
+    """Write health and, on a Protoss side, shield as shares; return the next column."""
+    kind = world.kinds[v.kind]
+    row[k] = v.health / kind.health
+    if not shields:
+        return k + 1
+    row[k + 1] = v.shield / kind.shield if kind.shield > 0 else 0.0
+    return k + 2
+
+
+@njit(**JIT)
+def put_type(bit, type_bits, row, k):
+    """Write a unit type one-hot; return the next column."""
+    if type_bits > 0:
+        row[k + bit] = 1.0
+    return k + type_bits
+
+
+@njit(**JIT)
+def observe_agent(i, units, world, steps, last_actions, avail, row):
+    """Fill row (O,) with SMAC's get_obs_agent(i): move | enemies | other allies | own."""
+    u = units[i]
+    for k in range(len(row)):
+        row[k] = 0.0
+    n_actions = FIRST_TARGET + world.n_enemies
+    alive = u.health > 0
+    if alive:
+        for direction in range(NORTH, FIRST_TARGET):
+            row[direction - NORTH] = avail[direction]
+    k = 4
+    reach = int(world.move_amount)
+    X, Y = world.walkable.shape
+    for grid in range(2):  # 8 pathing values, then 9 heights
+        if world.obs_pathing_grid if grid == 0 else world.obs_terrain_height:
+            for point in range(8 + grid):
+                x, y = int(u.x), int(u.y)
+                if point < 4:
+                    x += 2 * reach * ((point == 2) - (point == 3))
+                    y += 2 * reach * ((point == 0) - (point == 1))
+                elif point < 8:
+                    x += reach if point == 4 or point == 6 else -reach
+                    y += reach if point == 4 or point == 7 else -reach
+                value = 1.0
+                if 0 <= x < X and 0 <= y < Y:
+                    value = world.height[x, y] / 255 if grid else 1.0 * world.walkable[x, y]
+                row[k] = value if alive else 0.0
+                k += 1
+    for j in range(len(units)):
+        j = (j + world.n_allies) % len(units)  # enemies first
+        if j == i:
+            continue
+        v = units[j]
+        ally = j < world.n_allies
+        kind = world.kinds[v.kind]
+        shields = world.shield_ally if ally else world.shield_enemy
+        width = 4 + world.type_bits
+        if world.obs_all_health:
+            width += 1 + shields
+        if ally and world.obs_last_action:
+            width += n_actions
+        far = distance(u, v)
+        if alive and v.health > 0 and far < SIGHT_RANGE:
+            row[k] = 1.0 if ally else avail[FIRST_TARGET + j - world.n_allies]
+            row[k + 1] = far / SIGHT_RANGE
+            row[k + 2] = (v.x - u.x) / SIGHT_RANGE
+            row[k + 3] = (v.y - u.y) / SIGHT_RANGE
+            column = k + 4
+            if world.obs_all_health:
+                column = put_health(v, world, shields, row, column)
+            column = put_type(
+                kind.ally_bit if ally else kind.enemy_bit, world.type_bits, row, column
+            )
+            if ally and world.obs_last_action and last_actions[j] >= 0:
+                row[column + last_actions[j]] = 1.0
+        k += width
+    if alive:
+        if world.obs_own_health:
+            k = put_health(u, world, world.shield_ally, row, k)
+        put_type(world.kinds[u.kind].ally_bit, world.type_bits, row, k)
+    if world.obs_timestep_number:
+        row[-1] = steps / world.episode_limit
+
+
+@njit(**JIT)
+def observe_state(units, world, steps, last_actions, row):
+    """Fill row (S,) with SMAC's get_state(): allies | enemies | last actions | time."""
+    for k in range(len(row)):
+        row[k] = 0.0
+    X, Y = world.walkable.shape
+    k = 0
+    for j in range(len(units)):
+        v = units[j]
+        ally = j < world.n_allies
+        kind = world.kinds[v.kind]
+        shields = world.shield_ally if ally else world.shield_enemy
+        if v.health > 0:
+            row[k] = v.health / kind.health
+            column = k + 1
+            if ally:
+                if kind.energy_max > 0:
+                    row[column] = v.energy / kind.energy_max
+                else:
+                    row[column] = max(v.cooldown, 0.0) / kind.cooldown_max
+                column += 1
+            row[column] = (v.x - X / 2) / world.max_distance[0]
+            row[column + 1] = (v.y - Y / 2) / world.max_distance[1]
+            column += 2
+            if shields:
+                row[column] = v.shield / kind.shield if kind.shield > 0 else 0.0
+                column += 1
+            put_type(kind.ally_bit if ally else kind.enemy_bit, world.type_bits, row, column)
+        k += 3 + ally + shields + world.type_bits
+    if world.state_last_action:
+        for i in range(world.n_allies):
+            if last_actions[i] >= 0:
+                row[k + last_actions[i]] = 1.0
+            k += FIRST_TARGET + world.n_enemies
+    if world.state_timestep_number:
+        row[k] = steps / world.episode_limit
+
+
+@njit(**JIT)
+def observe(units, world, steps, last_actions, obs, state, avail):
+    """Fill obs (N, O), state (S,) and avail (N, A) of one battle."""
+    for i in range(world.n_allies):
+        available(i, units, world, avail[i])
+        observe_agent(i, units, world, steps, last_actions, avail[i], obs[i])
+    if world.obs_instead_of_state:
+        for i in range(world.n_allies):
+            for k in range(obs.shape[1]):
+                state[i * obs.shape[1] + k] = obs[i, k]
+    else:
+        observe_state(units, world, steps, last_actions, state)
+
+
+@njit(**JIT)
+def score(units, world):
+    """SMAC's reward before the end bonus, and the outcome.
+
+    Damage counts from `before`, the health + shield a step ago. SMAC takes the absolute value,
+    so that enemies who regain more than they lose also give a positive reward.
+    """
+    ally_loss, enemy_loss, deaths = 0.0, 0.0, 0.0
+    allies, enemies, ally_fighters, enemy_fighters = 0, 0, 0, 0
+    for i in range(len(units)):
+        u = units[i]
+        if u.health > 0:
+            fights = world.kinds[u.kind].heal_rate == 0
+            allies += u.side == 0
+            enemies += u.side == 1
+            ally_fighters += fights and u.side == 0
+            enemy_fighters += fights and u.side == 1
+        if u.counted_dead:
+            continue
+        loss = u.before - (u.health + u.shield if u.health > 0 else 0.0)
+        died = u.health <= 0
+        u.counted_dead = died
+        if u.side == 0:
+            ally_loss += world.reward_negative_scale * loss
+            deaths -= (
+                died
+                * world.reward_negative_scale
+                * world.reward_death_value
+                * (not world.reward_only_positive)
+            )
+        else:
+            enemy_loss += loss
+            deaths += died * world.reward_death_value
+    reward = abs(enemy_loss + deaths)
+    if not world.reward_only_positive:
+        reward = enemy_loss + deaths - ally_loss
+    if world.reward_sparse:
+        reward = 0.0
+    if (allies == 0 and enemies > 0) or (world.medivacs and ally_fighters == 0):
+        return reward, LOST
+    if (allies > 0 and enemies == 0) or (world.medivacs and enemies == 1 and enemy_fighters == 0):
+        return reward, WON
+    return reward, DRAWN if enemies == 0 else GOES_ON
+
+
+@njit(**JIT)
+def judge(units, world, book):
+    """Write reward, terminated, truncated and battle_won of the step just played into book."""
+    reward, outcome = score(units, world)
+    if outcome == WON:
+        reward = 1.0 if world.reward_sparse else reward + world.reward_win
+    elif outcome == LOST:
+        reward = -1.0 if world.reward_sparse else reward + world.reward_defeat
+    if world.reward_scale:
+        reward /= world.max_reward / world.reward_scale_rate
+    book.reward = reward
+    book.terminated = outcome != GOES_ON
+    book.truncated = outcome == GOES_ON and book.steps >= world.episode_limit
+    book.battle_won = outcome == WON
+
+
+@njit(**JIT)
+def first_illegal(actions, avail):
+    """Index (battle * N + agent) of the first action that is not available, or -1."""
+    E, N, A = avail.shape
+    for b in range(E):
+        for i in range(N):
+            if not (0 <= actions[b, i] < A and avail[b, i, actions[b, i]]):
+                return b * N + i
+    return -1
+
+
+@njit(**JIT)
+def begin_battles(mask, units, template, world, book, last_actions):
+    """Begin the battles in mask (E,)."""
+    for b in range(len(units)):
+        if mask[b]:
+            begin(units[b], template, world, book[b])
+            for i in range(world.n_allies):
+                last_actions[b, i] = -1
+
+
+@njit(nogil=True, **JIT)
+def step_battles(first, last, actions, units, world, book, last_actions, obs, state, avail):
+    """One step of battles first to last - 1."""
+    for b in range(first, last):
+        play(units[b], actions[b], world, book[b])
+        for i in range(world.n_allies):
+            last_actions[b, i] = actions[b, i]
+        book[b].steps += 1
+        judge(units[b], world, book[b])
+        observe(units[b], world, book[b].steps, last_actions[b], obs[b], state[b], avail[b])
+
+
+@njit(nogil=True, **JIT)
+def observe_battles(first, last, mask, units, world, book, last_actions, obs, state, avail):
+    """Observe those of battles first to last - 1 that mask (E,) names."""
+    for b in range(first, last):
+        if mask[b]:
+            observe(units[b], world, book[b].steps, last_actions[b], obs[b], state[b], avail[b])
+
+
+class BattleSim:
+    """E battles of one SMAC map on the vector-environment contract (see envs.py).
+
+    Args:
+        map_name: a key of MAPS.
+        n_envs: number of battles E; they are independent, and battle b is seeded with seed + b.
+        seed: non-negative integer.
+        balance: "liberty", the figures of the maps' own data, or "ladder", those of patch 4.10.
+        terrain: instead of the map's own: a name, or an (X, Y) bool array, True = walkable.
+        terrain_height: (X, Y) uint8, used by obs_terrain_height only. The real maps' heights are
+            not known here: 127 everywhere by default.
+        **options: SMAC's constructor options, see Options.
+
+    After construction, reset and step, `obs` (E, N, O) float32, `state` (E, S) float32 and
+    `avail_actions` (E, N, A) bool hold what is seen now; the next step overwrites them.
+    Raises ValueError (one line) for unknown names and bad numbers.
+    """
+
+    name = "sim"
+
+    def __init__(
+        self, map_name, n_envs=1, seed=0, *, balance="liberty", terrain=None, terrain_height=None,
+        **options,
+    ):  # fmt: skip
+        if map_name not in MAPS:
+            raise ValueError(f"unknown map {map_name!r}: choose from {', '.join(MAPS)}")
+        if unknown := set(options) - set(Options._fields):
+            raise ValueError(
+                f"unknown option {min(unknown)!r}: choose from {', '.join(Options._fields)}"
+            )
+        if n_envs < 1 or seed < 0:
+            raise ValueError(f"n_envs must be >= 1 and seed >= 0, not {n_envs} and {seed}")
+        self.options = options = Options(**options)
+        self.map_name, self.n_envs, self.balance = map_name, n_envs, balance
+        self.version = f"simulator, {balance} balance"
+        self._facts = unit_facts(balance)
+        self._kind_names = list(self._facts)
+        game_map = MAPS[map_name]
+        self.world = self._build_world(game_map, terrain, terrain_height)
+        self._template = np.concatenate(
+            [self._spawn(game_map, "ally"), self._spawn(game_map, "enemy")]
+        )
+
+        self.n_agents, self.n_enemies = int(self.world["n_allies"]), int(self.world["n_enemies"])
+        self.n_actions = FIRST_TARGET + self.n_enemies
+        self.episode_limit = game_map["episode_limit"]
+        enemies = self._template[self.n_agents :]
+        self.max_reward = float(
+            self.n_enemies * options.reward_death_value
+            + options.reward_win
+            + enemies["health"].sum()
+            + enemies["shield"].sum()
+        )
+        self.world["max_reward"] = self.max_reward
+        self.obs_dim, self.state_dim = self._sizes()
+
+        E, N, A = n_envs, self.n_agents, self.n_actions
+        self.units = np.tile(self._template, (E, 1))  # (E, N + M) UNIT
+        self.book = np.zeros(E, BOOK)  # (E,) BOOK
+        self.book["rng"] = (np.arange(E, dtype=np.uint64) + np.uint64(seed)) * np.uint64(
+            SEED_STRIDE
+        )
+        self.last_actions = np.full((E, N), -1, np.int64)
+        self.obs = np.zeros((E, N, self.obs_dim), np.float32)
+        self.state = np.zeros((E, self.state_dim), np.float32)
+        self.avail_actions = np.zeros((E, N, A), np.bool_)
+        # a thread is worth its call from about this many units on
+        self._n_shares = min(THREADS, E, max(E * len(self._template) // 64, 1))
+        self.reset()
+
+    def _build_world(self, game_map, terrain, terrain_height):
+        """The world record of a map."""
+        walkable, with_cliffs = read_terrain(game_map["terrain"] if terrain is None else terrain)
+        world = np.zeros(1, world_dtype(*walkable.shape))[0]
+        world["walkable"], world["with_cliffs"] = walkable, with_cliffs
+        world["max_distance"] = walkable.shape
+        world["height"] = 127 if terrain_height is None else terrain_height
+        fill_routes(walkable, world["route"])
+        world["kinds"] = kind_table(self._facts, self._kind_names)
+        agent_order, enemy_order = (
+            game_map["agent_unit_order"],
+            game_map.get("enemy_type_order", []),
+        )
+        for kind, name in zip(world["kinds"], self._kind_names, strict=True):
+            kind["ally_bit"] = agent_order.index(name) if name in agent_order else 0
+            kind["enemy_bit"] = enemy_order.index(name) if name in enemy_order else 0
+        for count, shield, side in (
+            ("n_allies", "shield_ally", "ally"),
+            ("n_enemies", "shield_enemy", "enemy"),
+        ):
+            world[count] = sum(group[1] for group in game_map[side])
+            world[shield] = self._facts[game_map[side][0][0]]["race"] == "Protoss"
+        world["type_bits"] = len(enemy_order)
+        world["medivacs"] = "Medivac" in agent_order
+        world["episode_limit"] = game_map["episode_limit"]
+        goals = game_map["enemy_order"].get("attack_move", [[-1.0, -1.0]])
+        world["goals"] = goals[0], goals[-1]
+        for name, value in self.options._asdict().items():
+            world[name] = value
+        return world
+
+    def _spawn(self, game_map, side):
+        """Fresh UNIT rows of one side at their start positions, in SMAC's order."""
+        groups = game_map[side]
+        mirror = -1 if side == "enemy" else 1
+        spots = spawn_spots(groups, self._facts, self.world["walkable"], mirror)
+        names = [name for name, count, _, _ in groups for _ in range(count)]
+        order = list(range(len(names)))
+        if side == "ally":  # SMAC numbers agents by unit type, then x, then y
+            rank = game_map["agent_unit_order"].index
+            order.sort(key=lambda k: (rank(names[k]), *spots[k]))
+        units = self._fresh_units([names[k] for k in order], spots[order], side)
+        if side == "enemy":
+            units["hunts"] = game_map["enemy_order"].get("attack_units", False)
+        return units
+
+    def _fresh_units(self, names, spots, side):
+        """UNIT rows in full health for the unit types `names` at spots (n, 2)."""
+        units = np.zeros(len(names), UNIT)
+        units["kind"] = [self._kind_names.index(name) for name in names]
+        units["x"], units["y"] = spots.T
+        kinds = self.world["kinds"][units["kind"]]
+        for field in ("health", "shield", "energy", "body", "radius", "layers"):
+            units[field] = kinds[field]
+        units["order"], units["side"] = (HOLD, 0) if side == "ally" else (AUTO, 1)
+        for field in ("target", "windup", "flight", "goal_x", "goal_y"):
+            units[field] = -1
+        return units
+
+    def _sizes(self):
+        """(O, S) for the map and options."""
+        world, options, N, M = self.world, self.options, self.n_agents, self.n_enemies
+        shield_ally, shield_enemy = int(world["shield_ally"]), int(world["shield_enemy"])
+        bits = int(world["type_bits"])
+        seen = 4 + bits + options.obs_all_health
+        ally = (
+            seen + options.obs_all_health * shield_ally + options.obs_last_action * self.n_actions
+        )
+        enemy = seen + options.obs_all_health * shield_enemy
+        own = bits + options.obs_own_health * (1 + shield_ally)
+        move = 4 + 8 * options.obs_pathing_grid + 9 * options.obs_terrain_height
+        # SMAC leaves an empty column in the own part before the time that it appends
+        obs_dim = move + M * enemy + (N - 1) * ally + own + 2 * options.obs_timestep_number
+        if options.obs_instead_of_state:
+            return obs_dim, obs_dim * N
+        state_dim = N * (4 + shield_ally + bits) + M * (3 + shield_enemy + bits)
+        state_dim += options.state_last_action * N * self.n_actions
+        return obs_dim, state_dim + options.state_timestep_number
+
+    def _on_threads(self, kernel, *args):
+        """kernel(first, last, *args) over all battles, a share of them on each thread."""
+        shares = [self.n_envs * k // self._n_shares for k in range(self._n_shares + 1)]
+        running = [POOL.submit(kernel, first, last, *args) for first, last in pairwise(shares[1:])]
+        kernel(0, shares[1], *args)
+        for share in running:
+            share.result()
+
+    def _boards(self):
+        """The arrays that show the battles, in the order the kernels take them."""
+        return self.last_actions, self.obs, self.state, self.avail_actions
+
+    def reset(self, mask=None):
+        """Begin new battles where mask (E,) bool is True (everywhere if None)."""
+        mask = np.ones(self.n_envs, np.bool_) if mask is None else np.asarray(mask, np.bool_)
+        begin_battles(mask, self.units, self._template, self.world, self.book, self.last_actions)
+        observe_battles(0, self.n_envs, mask, self.units, self.world, self.book, *self._boards())
+
+    def step(self, actions):
+        """Play one step of every battle.
+
+        Args:
+            actions: (E, N) integers, each available to its agent.
+
+        Returns a Step. Raises ValueError, naming environment, agent and action, for actions of a
+        wrong shape or type or not available, and for battles that are over and not yet reset.
+        """
+        actions = np.asarray(actions)
+        if actions.shape != (self.n_envs, self.n_agents) or actions.dtype.kind not in "iu":
+            raise ValueError(
+                f"actions must be integers of shape {(self.n_envs, self.n_agents)}, "
+                f"not {actions.dtype} of shape {actions.shape}"
+            )
+        over = self.book["terminated"] | self.book["truncated"]
+        if over.any():
+            raise ValueError(f"environment {over.argmax()}: the battle is over, reset it first")
+        actions = actions.astype(np.int64)
+        illegal = first_illegal(actions, self.avail_actions)
+        if illegal >= 0:
+            b, i = divmod(illegal, self.n_agents)
+            raise ValueError(
+                f"environment {b}: agent {i} cannot perform action {actions[b, i]} "
+                f"(available: {np.flatnonzero(self.avail_actions[b, i]).tolist()})"
+            )
+        self._on_threads(step_battles, actions, self.units, self.world, self.book, *self._boards())
+        return Step(
+            reward=self.book["reward"].astype(np.float32),
+            terminated=self.book["terminated"].astype(np.bool_),
+            truncated=self.book["truncated"].astype(np.bool_),
+            battle_won=self.book["battle_won"].astype(np.bool_),
+            aborted=np.zeros(self.n_envs, np.bool_),
+        )
+
+    def place_units(
+        self, battle, ally, enemy, *, ally_types=None, enemy_types=None, last_actions=None, steps=0
+    ):
+        """Put the units of one battle where you want them (golden tests, custom scenarios).
+
+        Args:
+            battle: index of the battle.
+            ally, enemy: (N, 6) and (M, 6) rows x, y, health, shield, energy, weapon cooldown (game
+                loops); health 0 = dead.
+            ally_types, enemy_types: N and M unit names; the map's own if None.
+            last_actions: (N,) what the agents did last; None as after a reset.
+            steps: steps of the episode gone by.
+
+        Afterwards obs[battle], state[battle] and avail_actions[battle] show the placed units.
+        Raises ValueError for wrong shapes and unknown unit names.
+        """
+        units = self._template.copy()
+        sides = (
+            ("ally", ally, ally_types, units[: self.n_agents]),
+            ("enemy", enemy, enemy_types, units[self.n_agents :]),
+        )
+        for side, rows, names, part in sides:
+            rows = np.asarray(rows, np.float64)
+            if rows.shape != (len(part), 6):
+                raise ValueError(f"{side} must have shape {(len(part), 6)}, not {rows.shape}")
+            if names is not None:
+                if len(names) != len(part) or not set(names) <= set(self._kind_names):
+                    raise ValueError(
+                        f"{side}_types must be {len(part)} of {', '.join(self._kind_names)}"
+                    )
+                hunts = part["hunts"].copy()
+                part[:] = self._fresh_units(names, rows[:, :2], side)
+                part["hunts"] = hunts
+            alive = rows[:, 2] > 0
+            for column, field in enumerate(("x", "y", "health", "shield", "energy", "cooldown")):
+                part[field] = np.where(alive, rows[:, column], 0.0)
+        units["counted_dead"] = units["health"] <= 0
+        units["before"] = units["health"] + units["shield"]
+        self.units[battle] = units
+        self.last_actions[battle] = -1 if last_actions is None else last_actions
+        book = self.book[battle]
+        book["clock"], book["steps"], book["terminated"], book["truncated"] = 0, steps, 0, 0
+        mask = np.arange(self.n_envs) == battle
+        observe_battles(0, self.n_envs, mask, self.units, self.world, self.book, *self._boards())
+
+    def state_dict(self):
+        """Copies of every array the battles depend on, as plain numbers, for a bit-exact resume."""
+        saved = {"units": self.units.view(np.uint8), "book": self.book.view(np.uint8)}
+        saved |= zip(("last_actions", "obs", "state", "avail_actions"), self._boards(), strict=True)
+        return {name: array.copy() for name, array in saved.items()}
+
+    def load_state_dict(self, saved):
+        """Go on from a state_dict() of the same map, options and number of battles."""
+        self.units[...] = np.ascontiguousarray(saved["units"]).view(UNIT)
+        self.book[...] = np.ascontiguousarray(saved["book"]).view(BOOK)
+        for name in ("last_actions", "obs", "state", "avail_actions"):
+            getattr(self, name)[...] = saved[name]
+
+    def close(self):
+        """Nothing to close."""
+
+
+class StarCraft2Env:
+    """Drop-in for `smac.env.StarCraft2Env`, one battle, no game: same arguments, same returns.
+
+    Arguments of SMAC's that only StarCraft II understands (difficulty, game_version, replay_dir,
+    window sizes, ...) are accepted and change nothing. heuristic_ai is not supported.
+    """
+
+    _IGNORED = (
+        "difficulty", "game_version", "replay_dir", "replay_prefix", "window_size_x",
+        "window_size_y", "debug",
+    )  # fmt: skip
+
+    def __init__(self, map_name="8m", seed=None, **options):
+        if options.pop("heuristic_ai", False) or options.pop("heuristic_rest", False):
+            raise ValueError("heuristic_ai: the simulator has no scripted allies, leave it out")
+        options = {name: value for name, value in options.items() if name not in self._IGNORED}
+        if options.get("step_mul", 0) is None:
+            del options["step_mul"]
+        self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        self._sim = BattleSim(map_name, 1, self._seed, **options)
+        self.map_name = map_name
+        self.n_agents, self.n_enemies = self._sim.n_agents, self._sim.n_enemies
+        self.n_actions, self.episode_limit = self._sim.n_actions, self._sim.episode_limit
+        self.max_reward = self._sim.max_reward
+        self.battles_won = self.battles_game = self.timeouts = self.force_restarts = 0
+
+    def reset(self):
+        """Begin a battle. Returns get_obs(), get_state()."""
+        self._sim.reset()
+        return self.get_obs(), self.get_state()
+
+    def step(self, actions):
+        """actions: N ints. Returns reward (float), terminated (bool, time limit included), info."""
+        step = self._sim.step(np.array([[int(action) for action in actions]]))
+        units = self._sim.units[0]
+        dead = units["health"] <= 0
+        info = {
+            "battle_won": bool(step.battle_won[0]),
+            "dead_allies": int(dead[: self.n_agents].sum()),
+            "dead_enemies": int(dead[self.n_agents :].sum()),
+        }
+        over = bool(step.terminated[0] or step.truncated[0])
+        if step.truncated[0] and self._sim.options.continuing_episode:
+            info["episode_limit"] = True
+        self.battles_game += over
+        self.battles_won += info["battle_won"]
+        self.timeouts += bool(step.truncated[0])
+        return float(self._sim.book["reward"][0]), over, info
+
+    def get_obs(self):
+        """List of N arrays (O,) float32."""
+        return list(self._sim.obs[0].copy())
+
+    def get_obs_agent(self, agent_id):
+        """(O,) float32."""
+        return self._sim.obs[0, agent_id].copy()
+
+    def get_state(self):
+        """(S,) float32."""
+        return self._sim.state[0].copy()
+
+    def get_avail_actions(self):
+        """N lists of A zeros and ones."""
+        return self._sim.avail_actions[0].astype(int).tolist()
+
+    def get_avail_agent_actions(self, agent_id):
+        """List of A zeros and ones."""
+        return self._sim.avail_actions[0, agent_id].astype(int).tolist()
+
+    def get_obs_size(self):
+        """O."""
+        return self._sim.obs_dim
+
+    def get_state_size(self):
+        """S."""
+        return self._sim.state_dim
+
+    def get_total_actions(self):
+        """A."""
+        return self.n_actions
+
+    def get_env_info(self):
+        """The sizes, under SMAC's names."""
+        world = self._sim.world
+        types = [f"type_{bit}" for bit in range(world["type_bits"])]
+        ally = ["health", "energy/cooldown", "rel_x", "rel_y"] + ["shield"] * world["shield_ally"]
+        enemy = ["health", "rel_x", "rel_y"] + ["shield"] * world["shield_enemy"]
+        return {
+            "state_shape": self._sim.state_dim,
+            "obs_shape": self._sim.obs_dim,
+            "n_actions": self.n_actions,
+            "n_agents": self.n_agents,
+            "episode_limit": self.episode_limit,
+            "agent_features": ally + types,
+            "enemy_features": enemy + types,
+        }
+
+    def get_stats(self):
+        """Battles played, won, drawn by the time limit."""
+        return {
+            "battles_won": self.battles_won,
+            "battles_game": self.battles_game,
+            "battles_draw": self.timeouts,
+            "win_rate": self.battles_won / max(self.battles_game, 1),
+            "timeouts": self.timeouts,
+            "restarts": self.force_restarts,
+        }
+
+    def seed(self):
+        """The seed in use."""
+        return self._seed
+
+    def render(self, mode="human"):
+        """Not available: the simulator draws nothing."""
+        raise NotImplementedError("the simulator draws nothing")
+
+    def save_replay(self):
+        """Not available: replays are StarCraft II's."""
+        raise NotImplementedError("the simulator writes no StarCraft II replays")
+
+    def close(self):
+        """Nothing to close."""
+
+
+def random_actions(avail_actions, rng):
+    """(E, N) uniformly random available actions for avail_actions (E, N, A) bool."""
+    noise = rng.random(avail_actions.shape, dtype=np.float32)
+    return np.where(avail_actions, noise, -1.0).argmax(-1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Random play: speed of the simulator here.")
+    parser.add_argument("--map", default="2s3z", choices=MAPS, metavar="NAME", help="SMAC map")
+    parser.add_argument("--n-envs", type=int, default=64, help="battles at once")
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure")
+    args = parser.parse_args()
+    if args.n_envs < 1 or not 0 < args.seconds < 3600:
+        parser.error("--n-envs must be at least 1 and --seconds between 0 and 3600")
+    sim, rng = BattleSim(args.map, args.n_envs), np.random.default_rng(0)
+    sim.step(random_actions(sim.avail_actions, rng))  # compiles
+    steps, stepping, wins, episodes = 0, 0.0, 0, 0
+    began = time.perf_counter()
+    while time.perf_counter() - began < args.seconds:
+        actions = random_actions(sim.avail_actions, rng)
+        t0 = time.perf_counter()
+        step = sim.step(actions)
+        over = step.terminated | step.truncated
+        if over.any():
+            sim.reset(over)
+        stepping += time.perf_counter() - t0
+        steps, wins, episodes = (
+            steps + args.n_envs,
+            wins + step.battle_won.sum(),
+            episodes + over.sum(),
+        )
+    print(
+        f"{args.map}: {steps / stepping:,.0f} env steps/s ({args.n_envs} battles, {THREADS} threads, "
+        f"random actions chosen outside the clock), {episodes} episodes, {wins} won"
+    )
+
+
+if __name__ == "__main__":
+    main()
