@@ -1,0 +1,185 @@
+"""The two-step game of the QMIX paper (https://arxiv.org/abs/1803.11485, section 5), its Table 2.
+
+Two agents, two steps. The first agent's first action leads to state 2A, where every joint action
+pays 7, or to state 2B, which pays [[0, 1], [1, 8]]. VDN, a sum of the agents' values, cannot
+represent 2B, expects less than 7 there and takes the safe way. QMIX can, and finds the 8.
+
+    python two_step_game.py                                  both methods beside the paper's table
+    python two_step_game.py --mixer qmix --seed 3 --json     one method as one JSON object
+
+All but the environment is what train.py uses. Every action is random (epsilon = 1 as in the paper),
+so what is learned is the best fit over all joint actions and not over those of one policy.
+"""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent import RNNAgent, build_inputs, epsilon_greedy
+from buffer import ReplayBuffer
+from envs import TwoStepGame
+from learner import QLearner
+from mixer import MIXERS, Mixer
+
+# Batch, buffer (episodes), mixing width and target interval (gradient steps, one per episode there)
+# are the paper's. Different: each gradient step follows PARALLEL episodes, and the learning rate
+# falls to zero from twice the paper's 5e-4, which keeps the noise of sampling out of the printed
+# values. The agent is train.py's, recurrent and told its last action; the paper's here is neither.
+BATCH_SIZE, BUFFER_SIZE, TARGET_UPDATE, MIXING_EMBED_DIM = 32, 500, 100, 8
+PARALLEL, ROUNDS, LR = 32, 1500, 1e-3
+
+STATES = ("state_1", "state_2A", "state_2B")
+PAPER = {  # Table 2 in the order of STATES; rows: the first agent's action, columns: the second's
+    "qmix": [[[6.93, 6.93], [7.92, 7.92]], [[7, 7], [7, 7]], [[0, 1], [1, 8]]],
+    "vdn": [
+        [[6.94, 6.94], [6.35, 6.36]],
+        [[6.99, 7.02], [6.99, 7.02]],
+        [[-1.87, 2.31], [2.33, 6.51]],
+    ],
+}
+
+
+@torch.no_grad()
+def act(agent, env, hidden, last_actions, epsilon) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of all environments, hidden (E * N, H), last_actions (E, N)
+    -> agent_qs (E, N, A), actions (E, N) int64, hidden (E * N, H)."""
+    inputs = build_inputs(torch.from_numpy(env.obs), last_actions, env.n_actions)  # (E, N, I)
+    agent_qs, hidden = agent(inputs.flatten(0, 1).unsqueeze(0), hidden)  # (1, E * N, A)
+    agent_qs = agent_qs.view(env.n_envs, env.n_agents, env.n_actions)  # (E, N, A)
+    actions = epsilon_greedy(agent_qs, torch.from_numpy(env.avail_actions), epsilon)
+    return agent_qs, actions, hidden
+
+
+def begin(agent, env) -> tuple[Tensor, Tensor]:
+    """hidden (E * N, H) and last_actions (E, N) of new games in all environments."""
+    env.reset()
+    none_yet = torch.full((env.n_envs, env.n_agents), -1)
+    return agent.initial_hidden(env.n_envs * env.n_agents), none_yet
+
+
+def train(kind: str, seed: int) -> tuple[RNNAgent, Mixer]:
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    env = TwoStepGame(PARALLEL, seed)
+    N, A, obs_dim, S = env.n_agents, env.n_actions, env.obs_dim, env.state_dim
+    agent = RNNAgent(obs_dim + A + N, A)
+    mixer = Mixer(kind, N, S, MIXING_EMBED_DIM)
+    learner = QLearner(agent, mixer, gamma=0.99, optimiser="rmsprop", lr=LR)
+    buffer = ReplayBuffer(BUFFER_SIZE, PARALLEL, env.episode_limit, N, A, obs_dim, S)
+    schedule = torch.optim.lr_scheduler.LinearLR(
+        learner.optimiser, start_factor=1.0, end_factor=0.0, total_iters=ROUNDS
+    )
+    for round_ in range(ROUNDS):
+        hidden, actions = begin(agent, env)
+        for _ in range(env.episode_limit):
+            _, actions, hidden = act(agent, env, hidden, actions, epsilon=1.0)
+            before = env.obs.copy(), env.state.copy(), env.avail_actions.copy()
+            step = env.step(actions.numpy())
+            buffer.add(*before, actions.numpy(), step.reward, step.terminated, step.truncated)
+        buffer.close(step.terminated, env.obs, env.state, env.avail_actions)
+        if buffer.can_sample(BATCH_SIZE):
+            learner.update(buffer.sample(BATCH_SIZE, rng))
+            schedule.step()
+        if (round_ + 1) % TARGET_UPDATE == 0:
+            learner.sync_target()
+    return agent, mixer
+
+
+@torch.no_grad()
+def table(agent, mixer) -> dict[str, list[list[float]]]:
+    """Q_tot of every joint action in the three states, 2x2 each, by state name.
+
+    The states of the second step are reached by the joint actions (0, 0) and (1, 0).
+    """
+    env = TwoStepGame(n_envs=2)
+
+    def q_tot(agent_qs, state):  # agent_qs (N, A), state (S,)
+        q1, q2 = agent_qs  # (A,) each
+        pairs = torch.stack((q1[:, None].expand(2, 2), q2[None, :].expand(2, 2)), dim=-1)
+        state = torch.from_numpy(state).expand(2, 2, -1)  # (A, A, S), as pairs is (A, A, N)
+        # + 0.0 turns -0.0 into 0.0
+        return [[round(q, 4) + 0.0 for q in row] for row in mixer(pairs, state).tolist()]
+
+    hidden, none_yet = begin(agent, env)
+    agent_qs, _, hidden = act(agent, env, hidden, none_yet, epsilon=0.0)
+    state_1 = q_tot(agent_qs[0], env.state[0])
+    actions = torch.tensor([[0, 0], [1, 0]])
+    env.step(actions.numpy())
+    agent_qs, _, _ = act(agent, env, hidden, actions, epsilon=0.0)
+    state_2a, state_2b = (q_tot(agent_qs[i], env.state[i]) for i in (0, 1))
+    return dict(zip(STATES, (state_1, state_2a, state_2b), strict=True))
+
+
+def greedy_return(agent) -> float:
+    """Undiscounted return of one game in which both agents take their best actions."""
+    env = TwoStepGame(n_envs=1)
+    hidden, actions = begin(agent, env)
+    total = 0.0
+    for _ in range(env.episode_limit):
+        _, actions, hidden = act(agent, env, hidden, actions, epsilon=0.0)
+        total += float(env.step(actions.numpy()).reward[0])
+    return total
+
+
+def play(kind: str, seed: int) -> dict:
+    """Train one method and return what --json prints."""
+    agent, mixer = train(kind, seed)
+    values = table(agent, mixer)
+    return {"mixer": kind, "seed": seed, **values, "greedy_return": greedy_return(agent)}
+
+
+def show(result: dict) -> None:
+    kind = result["mixer"]
+    print(f"{kind}, seed {result['seed']}: Q_tot here" + " | in the paper" * (kind in PAPER))
+    for i, state in enumerate(STATES):
+        for row in range(2):
+            line = f"  {state.replace('_', ' '):9}" if row == 0 else " " * 11
+            line += "".join(f"{round(q, 2) + 0.0:7.2f}" for q in result[state][row])  # no -0.00
+            if kind in PAPER:
+                line += "   |" + "".join(f"{q:7.2f}" for q in PAPER[kind][i][row])
+            print(line)
+    print(f"  return of the greedy policy: {result['greedy_return']:g}\n")
+
+
+def fail(message: str):
+    print(f"two_step_game.py: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="The two-step game of the QMIX paper: its Table 2 and the greedy return."
+    )
+    parser.error = fail
+    parser.add_argument(
+        "--mixer", help=f"train only this one of {', '.join(MIXERS)} (default: qmix and vdn)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed, 0 or more (default: 0)")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object only; needs --mixer"
+    )
+    args = parser.parse_args()
+    if args.mixer == "iql":
+        fail("iql has no Q_tot, which is what the table shows: choose " + ", ".join(MIXERS))
+    if args.mixer not in (None, *MIXERS):
+        fail(f"unknown mixer {args.mixer!r}: choose one of {', '.join(MIXERS)}")
+    if not 0 <= args.seed < 2**63:
+        fail(f"--seed is {args.seed}: it must be 0 or more, and less than 2^63")
+    if args.json and not args.mixer:
+        fail("--json prints one method: say which with --mixer")
+
+    torch.set_num_threads(1)  # nets this small only lose by sharing the work out
+    for kind in [args.mixer] if args.mixer else ["qmix", "vdn"]:
+        result = play(kind, args.seed)
+        if args.json:
+            print(json.dumps(result))
+        else:
+            show(result)
+
+
+if __name__ == "__main__":
+    main()
