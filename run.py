@@ -1,0 +1,420 @@
+"""The run directory: what a training run leaves on disk, and how it goes on from there.
+
+QMIX (https://arxiv.org/abs/1803.11485). Not a script; train.py writes with it, plot.py reads:
+
+    config.json      every flag, versions, git revision, environment really used
+    metrics.csv      one row per test; empty cells where nothing was measured yet
+    checkpoint.pt    everything needed to go on; checkpoint.prev.pt is the one before it
+    buffer/          the replay buffer in pieces: each checkpoint adds only what is new
+    events.out...    the scalars of metrics.csv for TensorBoard
+
+A file is written under a temporary name, flushed to the disk and renamed. Whenever the power goes,
+its name stands for the whole old file or the whole new one.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+COLUMNS = [
+    "t_env", "episodes", "updates", "wall_time", "epsilon", "loss", "grad_norm", "q_tot", "target",
+    "train_return", "train_win_rate", "test_return", "test_win_rate", "test_episode_length",
+    "env_steps_per_s", "aborted_episodes",
+]  # fmt: skip
+AVERAGED = {  # over what is counted by the key
+    "updates": ("loss", "grad_norm", "q_tot", "target"),
+    "episodes": ("train_return", "train_win_rate"),
+}
+FORMAT = 1  # of checkpoint.pt: raise it when an older one can no longer be read
+MAX_PIECES = 64  # of the replay buffer; more are merged into one
+
+
+def write_atomic(path: Path, write) -> None:
+    """Replace the file `path` by what write(file) writes. Raises OSError (disk full, no permission)
+    and leaves the old file as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch.save had covered it up
+        raise
+    if os.name == "posix":  # the new name, too, must survive a power cut
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+# --- config.json and metrics.csv ----------------------------------------------------------------
+
+
+def write_config(folder: Path, config: dict) -> None:
+    text = json.dumps(config, indent=2) + "\n"
+    write_atomic(folder / "config.json", lambda file: file.write(text.encode()))
+
+
+def read_config(folder: Path) -> dict:
+    """Raises ValueError, one line, if this is no run directory or its config.json is damaged."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ValueError(f"there is no run directory {folder}")
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a run directory: it has no config.json")
+    try:
+        config = json.loads(path.read_text())
+        config["flags"]["map"], config["flags"]["mixer"], config["flags"]["seed"]
+        config["env"]["name"], config["env"]["map"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or start a new run") from None
+    return config
+
+
+def write_metrics(folder: Path, rows: list[dict]) -> None:
+    """All rows anew: there are a few hundred at most, and no half a line can be left behind."""
+    lines = [COLUMNS, *([cell(row[name]) for name in COLUMNS] for row in rows)]
+    text = "".join(",".join(line) + "\n" for line in lines)
+    write_atomic(folder / "metrics.csv", lambda file: file.write(text.encode()))
+
+
+def cell(value) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def describe(flags: dict, env, game: str, buffer) -> dict:
+    """config.json of a new run."""
+    sizes = ("n_envs", "n_agents", "n_actions", "obs_dim", "state_dim", "episode_limit")
+    played = {"name": env.name, "version": env.version, "map": game}
+    return {
+        "flags": flags,
+        "env": played | {name: getattr(env, name) for name in sizes},
+        "versions": versions(),
+        "buffer_bytes_when_full": buffer.nbytes,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def versions() -> dict:
+    """What a result may depend on: Python, packages, machine, and the git revision of this code."""
+    found = {"python": platform.python_version(), "machine": platform.platform()}
+    for package in ("torch", "numpy", "numba"):
+        found[package] = importlib.metadata.version(package)
+    git = ("git", "-C", str(Path(__file__).resolve().parent))
+    try:
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True)
+    except OSError:  # git is not installed
+        return found | {"git": None}
+    if revision.returncode:  # the code is in no repository
+        return found | {"git": None}
+    uncommitted = bool(changed.stdout.strip())
+    return found | {"git": revision.stdout.decode().strip(), "git_uncommitted": uncommitted}
+
+
+# --- what is shown while it runs ----------------------------------------------------------------
+
+
+class TensorBoard:
+    """The rows of metrics.csv as scalars. Imported at the first test, to keep the start quick."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.writer = folder, None
+
+    def log(self, row: dict) -> None:
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # purge_step hides what an interrupted run had logged after the checkpoint resumed from.
+            self.writer = SummaryWriter(str(self.folder), purge_step=row["t_env"])
+        for name, value in row.items():
+            if value is not None:
+                self.writer.add_scalar(name, value, row["t_env"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer:
+            with contextlib.suppress(OSError):  # a full disk has been complained about by then
+                self.writer.close()
+
+
+def say(text: str) -> None:
+    """Print without tearing the progress bar, and at once, for those who follow a log file."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+def report(rows: list[dict], steps: int) -> str:
+    """One line on the newest row, and another if the test win rate has collapsed: below half of its
+    best, where that was at least 0.5, and not so at the test before."""
+    row, best = rows[-1], max(row["test_win_rate"] for row in rows)
+    t_env, seconds, win = row["t_env"], row["wall_time"], row["test_win_rate"]
+    left = seconds / t_env * max(steps - t_env, 0) if t_env else 0.0
+    line = (
+        f"t_env {t_env:>{len(str(steps))}}/{steps}  test win {win:.3f} (best {best:.3f})"
+        f"  return {row['test_return']:5.2f}  {row['env_steps_per_s'] or 0:5.0f} steps/s"
+        f"  {seconds:.0f} s, {left:.0f} s left"
+    )
+    before = rows[-2]["test_win_rate"] if len(rows) > 1 else 0.0
+    if best >= 0.5 and win < best / 2 <= before:
+        line += f"\nWarning: the test win rate fell to {win:.3f}, its best was {best:.3f}"
+    return line
+
+
+class Stop:
+    """The first Ctrl-C or SIGTERM becomes a request, so that no step is left half done; the second
+    has its usual effect."""
+
+    def __init__(self):
+        self.signal = None
+        self.usual = {n: signal.signal(n, self) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def __call__(self, number, _frame):
+        self.signal = number
+        self.undo()
+
+    def undo(self) -> None:
+        for number, handler in self.usual.items():
+            signal.signal(number, handler)
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come; part of every checkpoint."""
+
+    t_env: int = 0  # environment steps, all battles together
+    episodes: int = 0  # finished training episodes
+    updates: int = 0  # gradient steps
+    aborted_episodes: int = 0  # thrown away because the game died
+    wall_time: float = 0.0  # seconds, earlier sittings included
+    rows: list = dataclasses.field(default_factory=list)  # of metrics.csv
+    sums: dict = dataclasses.field(default_factory=dict)  # of what the next row averages
+
+    def add(self, **values):
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+
+    def test_is_due(self, interval: int, steps: int) -> bool:
+        """At step 0, when a multiple of `interval` has been passed, and at the end."""
+        last = self.rows[-1]["t_env"] if self.rows else -1
+        return self.t_env // interval > last // interval or self.t_env >= steps > last
+
+    def is_finished(self, steps: int) -> bool:
+        return bool(self.rows) and self.rows[-1]["t_env"] >= steps
+
+    def add_row(self, measured: dict) -> None:
+        """Append the row of a test: what it measured, counters, and means since the last one."""
+        row = dict.fromkeys(COLUMNS) | measured
+        for name in ("t_env", "episodes", "updates", "wall_time", "aborted_episodes"):
+            row[name] = getattr(self, name)
+        for count, names in AVERAGED.items():
+            for name in names if self.sums.get(count) else ():
+                row[name] = self.sums[name] / self.sums[count]
+        self.rows.append(row)
+        self.sums = {}
+
+
+def state_of(run, buffer: dict | None) -> dict:
+    """Everything that the future of a run (what train.build returns) depends on. buffer: what
+    BufferFiles.save returned, None if replay is not saved."""
+    state = {
+        "format": FORMAT,
+        "learner": run.learner.state_dict(),
+        "progress": dataclasses.asdict(run.progress),
+        "explore": run.explore.get_state(),
+        "sampler": run.sampler.bit_generator.state,
+        "torch": torch.get_rng_state(),
+        "buffer": buffer,
+    }
+    if hasattr(run.env, "state_dict"):  # else StarCraft II, which cannot save a running episode
+        state |= {
+            "env": run.env.state_dict(),
+            "test_env": run.test_env.state_dict(),
+            "players": run.players.state_dict(),
+        }
+    return to_tensors(state)
+
+
+def restore(run, state: dict, files: "BufferFiles") -> None:
+    """The way back. Raises ValueError, one line, if the checkpoint is that of another network."""
+    load_weights(run.learner, state["learner"])
+    run.progress = Progress(**state["progress"])
+    if state["explore"].shape == run.explore.get_state().shape:  # else it was another device
+        run.explore.set_state(state["explore"])
+    run.sampler.bit_generator.state = state["sampler"]
+    torch.set_rng_state(state["torch"])
+    if "env" in state:
+        run.env.load_state_dict(to_arrays(state["env"]))
+        run.test_env.load_state_dict(to_arrays(state["test_env"]))
+    try:
+        files.load(state["buffer"], run.progress.episodes)
+        begun = "env" in state
+    except ValueError as error:
+        print(f"The replay buffer starts empty, this is no exact continuation: {error}")
+        begun = False
+    if begun:
+        run.players.load_state_dict(state["players"])
+    else:  # the first halves of the running episodes are lost
+        run.buffer.drop(np.ones(run.env.n_envs, bool))
+        run.env.reset()
+
+
+def load_weights(part, weights: dict) -> None:
+    """part.load_state_dict(weights). Raises ValueError, one line, if they do not fit."""
+    try:
+        part.load_state_dict(weights)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())[:250]
+        raise ValueError(
+            f"the checkpoint holds another network than map and flags ask for: {why}"
+        ) from None
+
+
+def save_checkpoint(folder: Path, state: dict) -> None:
+    """Write checkpoint.pt; the one that was there becomes checkpoint.prev.pt."""
+    new, path = folder / "checkpoint.new.pt", folder / "checkpoint.pt"
+    write_atomic(new, lambda file: torch.save(state, file))
+    if path.exists():
+        os.replace(path, folder / "checkpoint.prev.pt")
+    os.replace(new, path)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict, Path]:
+    """The newest whole checkpoint, and the file it came from. Says so if the newest is damaged and
+    the one before it is used. Raises ValueError, one line, if there is none."""
+    damaged = []
+    for path in (folder / "checkpoint.pt", folder / "checkpoint.prev.pt"):
+        if not path.exists():
+            continue
+        try:
+            state = load(path)
+        except ValueError as error:
+            damaged.append(str(error))
+            continue
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a checkpoint of this version of the program")
+        if damaged:
+            print(f"{damaged[0]}: going back to {path.name}, t_env {state['progress']['t_env']}")
+        return state, path
+    if damaged:
+        raise ValueError(f"no whole checkpoint is left: {'; '.join(damaged)}")
+    raise ValueError(f"{folder} holds no checkpoint yet: start the run again")
+
+
+def load(path: Path):
+    """What torch.save wrote: tensors, numbers and strings only, as weights_only=True keeps a file
+    from a stranger from running code. Raises ValueError, one line, if even one bit is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
+            if archive.testzip():
+                raise ValueError("a checksum does not match")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage surfaces as anything, from deep inside zip or pickle
+        why = " ".join(str(error).split())[:100] or type(error).__name__
+        raise ValueError(f"{path} is damaged ({why})") from None
+
+
+def to_tensors(x):
+    """numpy arrays inside dicts, lists and tuples become tensors, numpy scalars plain numbers."""
+    if isinstance(x, dict):
+        return {key: to_tensors(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return type(x)(map(to_tensors, x))
+    if isinstance(x, np.generic):
+        return x.item()
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
+def to_arrays(x):
+    """The way back: tensors inside dicts, lists and tuples become numpy arrays."""
+    if isinstance(x, dict):
+        return {key: to_arrays(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return type(x)(map(to_arrays, x))
+    return x.numpy() if isinstance(x, torch.Tensor) else x
+
+
+class BufferFiles:
+    """The replay buffer on disk. A full one has hundreds of megabytes, so a checkpoint writes only
+    the open episodes and those closed since the checkpoint before, as a new numbered piece. A piece
+    is deleted when neither checkpoint.pt nor checkpoint.prev.pt needs anything in it."""
+
+    def __init__(self, folder: Path, buffer):
+        self.folder, self.buffer = folder / "buffer", buffer
+        self.piece = np.full(len(buffer.length), -1)  # (slots,) which piece holds each; -1 none
+        self.piece_before = self.piece  # as the checkpoint before has it
+        self.episodes = 0  # how many had been closed at the last save
+
+    def save(self, episodes: int) -> dict:
+        """Write what is new; `episodes` have been closed since the run began. Returns what belongs
+        into the checkpoint. Call clean() once that is on disk."""
+        buffer = self.buffer
+        new = min(episodes - self.episodes, buffer.count)
+        if len(np.unique(self.piece)) > MAX_PIECES:
+            new = buffer.count
+        newest = buffer.ring[(buffer.head - 1 - np.arange(new)) % buffer.capacity]
+        chosen = np.zeros(len(self.piece), bool)
+        chosen[buffer.open] = chosen[newest] = True
+        self.folder.mkdir(exist_ok=True)
+        number = 1 + max((int(path.stem) for path in self.folder.glob("*.pt")), default=-1)
+        arrays = {name: a[buffer._written(a) & chosen[:, None]] for name, a in buffer.data.items()}
+        arrays |= {"chosen": chosen, "length": buffer.length}
+        path = self.folder / f"{number}.pt"
+        write_atomic(path, lambda file: torch.save(to_tensors(arrays), file))
+        self.piece_before, self.piece = self.piece, np.where(chosen, number, self.piece)
+        self.episodes = episodes
+        names = ("length", "open", "ring", "head", "count")
+        return {name: getattr(buffer, name) for name in names} | {"piece": self.piece}
+
+    def clean(self) -> None:
+        needed = {f"{n}.pt" for n in np.union1d(self.piece, self.piece_before)}
+        for path in self.folder.iterdir():
+            if path.name not in needed:
+                path.unlink()
+
+    def load(self, saved: dict | None, episodes: int) -> None:
+        """Fill the buffer again with what `save` returned. Raises ValueError, one line, if that is
+        None, or a piece is missing or damaged; the buffer is empty then."""
+        if saved is None:
+            raise ValueError("it was not saved")
+        saved, buffer = to_arrays(saved), self.buffer
+        if len(saved["piece"]) != len(self.piece) or len(saved["open"]) != len(buffer.open):
+            raise ValueError("the saved replay buffer has another size")
+        for number in np.unique(saved["piece"][saved["piece"] >= 0]):
+            arrays = to_arrays(load(self.folder / f"{number}.pt"))
+            buffer.length = arrays["length"]
+            for name, a in buffer.data.items():
+                a[buffer._written(a) & arrays["chosen"][:, None]] = arrays[name]
+        for name in ("length", "open", "ring", "head", "count"):
+            value = saved[name]
+            setattr(buffer, name, value.copy() if isinstance(value, np.ndarray) else value)
+        self.piece = self.piece_before = saved["piece"].copy()
+        self.episodes = episodes
+
+    def delete(self) -> None:
+        """For a finished run, which has no use for them."""
+        for path in self.folder.glob("*.pt*"):
+            path.unlink()
+        if self.folder.is_dir():
+            self.folder.rmdir()

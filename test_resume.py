@@ -1,0 +1,313 @@
+"""Tests of stopping and resuming: exactness, kills, damage, full disks, divergence.
+
+QMIX (https://arxiv.org/abs/1803.11485). Run them with: python -m pytest test_resume.py
+"""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import envs
+import run
+import train
+from test_train import (
+    metrics,
+    no_waiting_for_the_disk,  # noqa: F401 a fixture that all tests here use
+    resume,
+    same_run,
+    start,
+    truncate,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert start(folder) == 0
+    return folder
+
+
+def stop_at(monkeypatch, step, number=signal.SIGTERM, cls=envs.TwoStepGame):
+    """Send this process a signal at the given call of cls.step, test episodes included."""
+    calls, original = [], cls.step
+
+    def counting(self, actions):
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), number)
+        return original(self, actions)
+
+    monkeypatch.setattr(cls, "step", counting)
+    return calls
+
+
+@pytest.mark.parametrize("stops", [(1,), (3, 40), (60, 61, 5), (9, 150)])
+def test_stopped_and_resumed_equals_never_stopped(whole, tmp_path, monkeypatch, capsys, stops):
+    """Steps 1 and 3 lie in the test at t_env 0."""
+    for i, step in enumerate(stops):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            assert (resume(tmp_path / "run") if i else start(tmp_path / "run")) == 128 + 15
+        assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
+        metrics(tmp_path / "run")
+    assert resume(tmp_path / "run") == 0
+    assert same_run(whole, tmp_path / "run")
+
+
+def test_resume_on_the_simulator_is_exact(tmp_path, monkeypatch):
+    from simulator import BattleSim
+
+    argv = "--env sim --map 3m --steps 3000 --test-interval 1000 --batch-size 8 --threads 1"
+    argv = [*argv.split(), "--n-envs", "8", "--buffer-size", "30", "--test-episodes", "8"]
+    assert train.main([*argv, "--run-dir", str(tmp_path / "whole")]) == 0
+    for step, work in ((10, [*argv, "--run-dir"]), (270, ["--resume"])):  # the 10th: in a test
+        with monkeypatch.context() as patch:
+            stop_at(patch, step, signal.SIGINT, BattleSim)
+            assert train.main([*work, str(tmp_path / "run")]) == 128 + 2
+    assert resume(tmp_path / "run") == 0
+    assert int(metrics(tmp_path / "run")[-1]["updates"]) > 20
+    assert same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_signal_handlers_are_put_back(whole):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def kill_and_resume(tmp_path, seconds):
+    """Start a run, kill it after so many seconds, resume it, kill it again, ..."""
+    context = multiprocessing.get_context("forkserver")  # clean children that have torch loaded
+    context.set_forkserver_preload(["test_resume"])
+    for i, wait in enumerate(seconds):
+        folder = tmp_path / "run"
+        if folder.exists() and not has_checkpoint(folder):  # killed before its first one
+            folder.rename(tmp_path / f"run{i}")
+        work, argv = (resume, ()) if folder.exists() else (start, ("--test-interval", "20"))
+        config = folder / "config.json"
+        written = config.stat().st_mtime_ns if config.exists() else 0
+        child = context.Process(target=quietly, args=(work, folder, *argv))
+        child.start()
+        while child.is_alive() and not (config.exists() and config.stat().st_mtime_ns > written):
+            time.sleep(0.001)
+        time.sleep(wait)
+        child.kill()
+        child.join()
+        if (folder / "metrics.csv").exists():
+            metrics(folder)
+    return folder
+
+
+def has_checkpoint(folder):
+    return any(folder.glob("checkpoint*.pt"))
+
+
+def quietly(work, folder, *argv):
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        os._exit(work(folder, *argv))
+
+
+@pytest.fixture(scope="module")
+def often_tested(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("often") / "run"
+    start(folder, "--test-interval", "20")
+    return folder
+
+
+def finish(folder, reference):
+    if has_checkpoint(folder):
+        with contextlib.suppress(SystemExit):  # if it had got to its end before the kill
+            assert resume(folder) == 0
+        assert same_run(reference, folder)
+
+
+def test_kill_9(tmp_path, often_tested):
+    finish(kill_and_resume(tmp_path, [0.05, 0.3, 0.2]), often_tested)
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path, often_tested):
+    rng = np.random.default_rng()
+    for attempt in range(5):
+        (tmp_path / str(attempt)).mkdir()
+        waits = rng.uniform(0, 0.4, 4)
+        print("waits", waits)
+        finish(kill_and_resume(tmp_path / str(attempt), waits), often_tested)
+
+
+@pytest.mark.parametrize("victim", ["checkpoint.new.pt", "metrics.csv", "buffer"])
+def test_killed_in_the_middle_of_a_write(whole, tmp_path, monkeypatch, victim):
+    """Every rename that a kill could come before, at the fourth test."""
+
+    class Killed(BaseException):
+        pass
+
+    original, seen = os.replace, []
+
+    def replace(source, target):
+        if victim in str(target):
+            seen.append(1)
+            if len(seen) == 5:
+                raise Killed
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.os, "replace", replace)
+        with pytest.raises(Killed):
+            start(tmp_path / "run")
+    (tmp_path / "run" / "metrics.csv.tmp").write_text("t_env,epi")  # what a kill would leave
+    assert resume(tmp_path / "run") == 0
+    assert same_run(whole, tmp_path / "run")
+
+
+def test_killed_between_the_two_renames_of_a_checkpoint(whole, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 90)
+    start(tmp_path / "run")
+    monkeypatch.undo()
+    (tmp_path / "run" / "checkpoint.pt").rename(tmp_path / "run" / "checkpoint.prev.pt")
+    assert resume(tmp_path / "run") == 0
+    assert same_run(whole, tmp_path / "run")
+
+
+def stopped_run(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 120)
+        start(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4  # in a tensor: torch.load alone would not notice
+    path.write_bytes(data)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty])
+def test_damaged_checkpoint(whole, tmp_path, monkeypatch, capsys, damage):
+    folder = stopped_run(tmp_path, monkeypatch)
+    damage(folder / "checkpoint.pt")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        resume(folder)
+    assert "checkpoint.pt is damaged" in capsys.readouterr().out
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        run.load(folder / name)  # the damaged one is gone
+    assert resume(folder) == 0
+    assert same_run(whole, folder)
+
+
+def test_the_checkpoint_before_keeps_its_replay(tmp_path, monkeypatch, capsys):
+    """With so small a buffer no episode of one test is left at the next."""
+    start(tmp_path / "whole", "--buffer-size", "8")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 120)
+        start(tmp_path / "run", "--buffer-size", "8")
+    truncate(tmp_path / "run" / "checkpoint.pt")
+    assert resume(tmp_path / "run") == 0
+    assert "buffer starts empty" not in capsys.readouterr().out
+    assert same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_damaged_replay_is_said_and_survived(tmp_path, monkeypatch, capsys):
+    folder = stopped_run(tmp_path, monkeypatch)
+    truncate(max((folder / "buffer").iterdir(), key=lambda path: int(path.stem)))
+    pieces = {path: path.read_bytes() for path in (folder / "buffer").iterdir()}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        resume(folder)
+    assert "replay buffer starts empty" in capsys.readouterr().out
+    for path, data in pieces.items():  # the checkpoint before relies on them
+        assert not path.exists() or path.read_bytes() == data
+    assert resume(folder) == 0
+    assert "replay buffer starts empty" not in capsys.readouterr().out
+    assert int(metrics(folder)[-1]["t_env"]) == 600
+
+
+def test_replay_on_disk(whole, tmp_path, monkeypatch, capsys):
+    assert not (whole / "buffer").exists(), "auto: gone when the run is done"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "MAX_PIECES", 3)  # so that pieces are merged, too
+        start(tmp_path / "yes", "--save-buffer", "yes", "--steps", "500")
+    assert 1 <= len(list((tmp_path / "yes" / "buffer").iterdir())) <= 6
+    assert resume(tmp_path / "yes", "--steps", "600") == 0
+    assert same_run(whole, tmp_path / "yes")
+    folder = stopped_run(tmp_path, monkeypatch)
+    assert resume(folder, "--save-buffer", "no") == 0
+    start(tmp_path / "no", "--save-buffer", "no", "--steps", "300")
+    assert not (tmp_path / "no" / "buffer").exists()
+    assert resume(tmp_path / "no", "--steps", "600") == 0
+    assert "no exact continuation: it was not saved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("torch_hides_it", [False, True])
+def test_disk_full(whole, tmp_path, monkeypatch, capsys, torch_hides_it):
+    """The write of the fourth checkpoint fails; the third stays, and is resumed from."""
+    calls, save = [], torch.save
+
+    def failing(state, file):
+        calls.append(1)
+        if len(calls) == 8:  # two files for each checkpoint: replay, then the rest
+            file.write(b"half a checkpo")
+            full = OSError(errno.ENOSPC, "No space left on device")
+            if not torch_hides_it:
+                raise full
+            try:
+                raise full
+            except OSError:
+                raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904 as torch does it
+        save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.torch, "save", failing)
+        assert start(tmp_path / "run") == 1
+    err = capsys.readouterr().err
+    assert "No space left on device" in err and len(err.splitlines()) == 1
+    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert run.load(tmp_path / "run" / "checkpoint.pt")["progress"]["t_env"] == 200
+    assert resume(tmp_path / "run") == 0
+    assert same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_not_finite_stops_the_run(tmp_path, monkeypatch, capsys, name):
+    calls, update = [], train.QLearner.update
+
+    def broken(self, batch):
+        calls.append(1)
+        bad = {name: torch.tensor(torch.nan)} if len(calls) == 30 else {}
+        return update(self, batch) | bad
+
+    monkeypatch.setattr(train.QLearner, "update", broken)
+    assert start(tmp_path / "run") == 1
+    err = capsys.readouterr().err
+    assert f"{name} nan" in err and len(err.splitlines()) == 1
+    assert run.load(tmp_path / "run" / "checkpoint.pt")["progress"]["t_env"] == 200
+
+
+def test_game_that_is_gone_saves_the_run(tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, 90)
+    step, calls = envs.TwoStepGame.step, []
+
+    def gone(self, actions):
+        calls.append(1)
+        if len(calls) == 80:
+            raise envs.GameUnavailable("StarCraft II failed 5 times in a row")
+        return step(self, actions)
+
+    monkeypatch.setattr(envs.TwoStepGame, "step", gone)
+    assert start(tmp_path / "run") == 1
+    assert "failed 5 times in a row" in capsys.readouterr().err
+    assert resume(tmp_path / "run") == 128 + 15
