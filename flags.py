@@ -21,6 +21,7 @@ PAPER = {
     "train_interval": 1,
     "optimiser": "rmsprop",
     "lr": 5e-4,
+    "lr_finish": 5e-4,
     "td_lambda": 0.0,
     "target_update_interval": 200,
     "batch_size": 32,
@@ -92,7 +93,8 @@ def build_parser():
     flag("--batch-size", count, 32, "episodes per gradient step")
     flag("--buffer-size", count, 5000, "episodes kept for replay")
     flag("--train-interval", count, 2, "finished episodes per gradient step, whatever --n-envs is")
-    flag("--lr", number(float, 0, 1e3), 1e-3, "learning rate")
+    flag("--lr", number(float, 0, 1e3), 1e-3, "learning rate at step 0")
+    flag("--lr-finish", number(float, 0, 1e3), 0.0, "learning rate at --steps; a line in between")
     flag("--optimiser", str, "adam", "rmsprop: alpha 0.99, eps 1e-5", ["adam", "rmsprop"])
     flag("--gamma", fraction, 0.99, "discount per environment step")
     flag("--td-lambda", fraction, 0.6, "of TD(lambda) targets; 0: the paper's one-step targets")

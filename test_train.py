@@ -83,11 +83,11 @@ def whole(tmp_path_factory):
 # --- the loop ------------------------------------------------------------------------------------
 
 
-def test_epsilon_at_its_boundaries():
-    epsilon = [train.epsilon_at(t, 1.0, 0.05, 50_000) for t in (0, 25_000, 49_999, 50_000, 10**9)]
+def test_linear_its_boundaries():
+    epsilon = [train.linear(t, 1.0, 0.05, 50_000) for t in (0, 25_000, 49_999, 50_000, 10**9)]
     assert epsilon == pytest.approx([1.0, 0.525, 0.050019, 0.05, 0.05], abs=1e-9)
     assert epsilon[2] > epsilon[3] == epsilon[4] == 0.05
-    assert train.epsilon_at(0, 0.3, 0.3, 1) == 0.3
+    assert train.linear(0, 0.3, 0.3, 1) == 0.3
 
 
 def test_metrics_and_config(whole):
@@ -96,7 +96,7 @@ def test_metrics_and_config(whole):
     assert [int(row["episodes"]) for row in rows] == [0, 48, 100, 148, 200, 248, 300]
     assert rows[0]["loss"] == rows[0]["train_return"] == ""
     assert [float(row["epsilon"]) for row in rows] == pytest.approx(
-        [train.epsilon_at(t, 1.0, 0.05, 300) for t in range(0, 601, 100)], rel=1e-5
+        [train.linear(t, 1.0, 0.05, 300) for t in range(0, 601, 100)], rel=1e-5
     )
     for row in rows[1:]:
         assert 0 < float(row["loss"]) < 100 and float(row["grad_norm"]) > 0

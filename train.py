@@ -51,8 +51,8 @@ AUTO_BUFFER_BYTES = 4e9  # --save-buffer auto: a full buffer may have so many, i
 TEST_BATTLES = 32  # side by side, in the simulator
 
 
-def epsilon_at(t_env, start, finish, anneal_steps):
-    """Probability of a random action after t_env steps: a line from start to finish, then flat."""
+def linear(t_env, start, finish, anneal_steps):
+    """A schedule's value after t_env steps: a straight line from start to finish, then flat."""
     return finish + (start - finish) * max(1.0 - t_env / anneal_steps, 0.0)
 
 
@@ -239,7 +239,7 @@ def train(args, run, folder, files):
 
     try:
         while True:
-            epsilon = epsilon_at(
+            epsilon = linear(
                 p.t_env, args.epsilon_start, args.epsilon_finish, args.epsilon_anneal_steps
             )
 
@@ -292,6 +292,8 @@ def train(args, run, folder, files):
             players.begin(over)
 
             # Learn: as often as episodes end, however many run side by side.
+            for group in learner.optimiser.param_groups:
+                group["lr"] = linear(p.t_env, args.lr, args.lr_finish, args.steps)
             for _ in range(crossings(p.episodes, n_ended, args.train_interval)):
                 if buffer.can_sample(args.batch_size):
                     batch = buffer.sample(args.batch_size, run.sampler).to(device)
