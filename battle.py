@@ -644,6 +644,10 @@ def begin(units, template, world, book):
     for side in range(2):
         shift_x = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
         shift_y = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
+        for i in range(len(units)):  # no block is shifted into a wall
+            u = template[i]
+            if u.side == side and not world.walkable[int(u.x + shift_x), int(u.y + shift_y)]:
+                shift_x = shift_y = 0.0
         for i in range(len(units)):
             if template[i].side == side:
                 units[i] = template[i]

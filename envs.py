@@ -232,10 +232,14 @@ class Game:
         self.ask((delay, patience, job), delay + patience)
 
     def ask(self, request, patience):
-        """Send a request that must be answered within `patience` seconds."""
-        self.deadline = time.monotonic() + patience
+        """Send a request, to be answered within `patience` seconds."""
+        self.expect(patience)
         with contextlib.suppress(OSError):  # it has died; reading its answer will tell
             self.pipe.send(request)
+
+    def expect(self, patience):
+        """An answer must come within `patience` seconds."""
+        self.deadline = time.monotonic() + patience
 
     def kill(self):
         """End both processes, if they run."""
@@ -320,6 +324,8 @@ class SMACWorkers:
             self._show(i, seen)
             self.games[i].steps += 1
             self.games[i].playing = not (terminated[i] or truncated[i])
+            if not self.games[i].playing:  # its worker has begun the next episode unasked
+                self.games[i].expect(self.timeout)
         self.obs[aborted], self.state[aborted] = 0, 0
         self.avail_actions[aborted] = True  # no row may be empty
         return self._step
@@ -327,12 +333,13 @@ class SMACWorkers:
     def save_replay(self, folder):
         """Write a .SC2Replay per game, of all episodes since its start. Returns their paths."""
         folder = Path(folder).resolve()
-        who = [i for i, game in enumerate(self.games) if game.deadline is None]
-        for i in who:
-            self.games[i].ask(
-                ("save_replay", str(folder), f"{self.map_name}_game{i}"), self.timeout
-            )
-        return [path for _, path in self._answers(who)]
+        folder.mkdir(parents=True, exist_ok=True)  # here: pysc2 fails if two do it at once
+        everybody = range(self.n_envs)
+        self._await_first([i for i in everybody if self.games[i].deadline is not None])
+        for i in everybody:
+            request = "save_replay", str(folder), f"{self.map_name}_game{i}"
+            self.games[i].ask(request, self.timeout)
+        return [path for _, path in self._answers(everybody)]
 
     def close(self):
         """End all processes. If it is never called they end by themselves, with the trainer."""
@@ -376,13 +383,13 @@ class SMACWorkers:
         instead of answering is restarted and left out."""
         for i in who:
             game = self.games[i]
-            try:
-                left = max(game.deadline - time.monotonic(), 0)
-                fault, answer = (
-                    game.pipe.recv() if game.pipe.poll(left) else ("no answer in time", None)
-                )
-            except (EOFError, OSError):
-                fault, answer = "its worker process was killed", None
+            left = max(game.deadline - time.monotonic(), 0)
+            fault, answer = "no answer in time", None
+            if game.pipe.poll(left):
+                try:
+                    fault, answer = game.pipe.recv()
+                except (EOFError, OSError):
+                    fault = "its worker process was killed"
             if fault:
                 self._restart(i, fault)
             else:
@@ -435,18 +442,17 @@ def play_game(pipe_fd):
                     raise RuntimeError("StarCraft II had to be restarted")
                 limit = bool(info.get("episode_limit", False))
                 result = (reward, over and not limit, limit, info["battle_won"])
-                answer = result, sight(game)
-            elif request == "reset":
+                pipe.send((None, (result, sight(game))))
+                if over:
+                    request = "reset"  # now, while the other games still play this step
+            if request == "reset":
                 game.reset()
-                answer = None, first_sight(game)
-            elif request == "save_replay":
-                folder, game.replay_prefix = arguments
-                game.replay_dir = folder
+                pipe.send((None, (None, first_sight(game))))
+            if request == "save_replay":
+                game.replay_dir, game.replay_prefix = arguments
                 game.save_replay()
-                answer = str(
-                    max(Path(folder).glob(game.replay_prefix + "_*"), key=os.path.getmtime)
-                )
-            pipe.send((None, answer))
+                files = Path(game.replay_dir).glob(game.replay_prefix + "_*")
+                pipe.send((None, str(max(files, key=os.path.getmtime))))
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
         with contextlib.suppress(OSError):

@@ -85,7 +85,8 @@ def build_parser():
          "battles side by side (default: 32; for sc2 what cores and memory allow)")
     flag("--device", str, "auto", "of the networks; auto: cuda if there is one",
          ["auto", "cpu", "cuda"])
-    flag("--threads", number(int, 1, 1024), None, "CPU threads of torch (default: its own choice)")
+    flag("--threads", number(int, 1, 1024), None,
+         "CPU threads that share each gradient step (default: one per core, 4 at most)")
     flag("--sc2-timeout", number(float, 1, 1e5), 60.0,
          "seconds without an answer after which a game is restarted")
 
@@ -162,6 +163,7 @@ def parse_args(argv=None):
         parser.error("--device cuda: torch finds no CUDA device here, use --device cpu")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.threads = args.threads or min(torch.get_num_threads(), 4)
     return args, parser, config
 
 

@@ -11,6 +11,8 @@ Shapes: T time, B batch, N agents, A actions, S state, I agent input, R = B * N 
 """
 
 import copy
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +22,9 @@ from agent import RNNAgent, build_inputs
 from buffer import Batch
 from mixer import Mixer
 
-# Steps that are unrolled together, see QLearner.unroll. 8 is the fastest of 4, 8, 12, 16, 20 and 30
-# for episodes of very different lengths: it takes a quarter off the time of one call for all steps.
-BLOCK = 8
+# Steps that are unrolled together, see QLearner.unroll: short enough to leave out what has ended
+# and to stay in the processor's cache, long enough to keep the number of calls small.
+BLOCK = 12
 
 
 class QLearner:
@@ -34,6 +36,8 @@ class QLearner:
     grad_norm_clip: largest norm of the gradient of all weights together.
     bootstrap_time_limit: go on to the value of the last observation when the time limit cut the
     episode; by default its end counts as terminal, as in SMAC.
+    threads: so many parts of a batch are worked on at once, each by a thread with one core. These
+    matrices are too small to divide each of them between cores, which is what torch does itself.
     Raises ValueError for an optimiser it does not know.
     """
 
@@ -49,6 +53,7 @@ class QLearner:
         grad_norm_clip: float = 10.0,
         double_q: bool = True,
         bootstrap_time_limit: bool = False,
+        threads: int = 1,
     ):
         self.agent, self.mixer = agent, mixer
         self.gamma, self.td_lambda, self.double_q = gamma, td_lambda, double_q
@@ -57,11 +62,15 @@ class QLearner:
         self.target_mixer = copy.deepcopy(mixer).requires_grad_(False) if mixer else None
         self.parameters = [*agent.parameters(), *(mixer.parameters() if mixer else ())]
         if optimiser == "rmsprop":
-            self.optimiser = torch.optim.RMSprop(self.parameters, lr=lr, alpha=0.99, eps=1e-5)
+            self.optimiser = torch.optim.RMSprop(
+                self.parameters, lr=lr, alpha=0.99, eps=1e-5, foreach=True
+            )
         elif optimiser == "adam":
-            self.optimiser = torch.optim.Adam(self.parameters, lr=lr)
+            self.optimiser = torch.optim.Adam(self.parameters, lr=lr, fused=True)
         else:
             raise ValueError(f"unknown optimiser {optimiser!r}: choose rmsprop or adam")
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean squared TD error over the filled steps of the batch (over agents too, for IQL).
@@ -70,59 +79,65 @@ class QLearner:
         the same steps, 0-dim and detached.
         """
         T, B, N = batch.actions.shape
-        A = batch.avail_actions.shape[-1]
         assert batch.obs.shape[:3] == (T + 1, B, N), "one more observation than actions"
         assert (batch.filled[:, :-1] >= batch.filled[:, 1:]).all(), "longest episode first"
+        step = batch.filled.flatten().nonzero(as_tuple=True)[0]  # (P,) the filled steps
+        P = len(step)
 
-        # The online network runs once over all T + 1 steps; the last one only selects actions.
-        none_yet = batch.actions.new_full((1, B, N), -1)
-        last_actions = torch.cat((none_yet, batch.actions))  # (T + 1, B, N)
-        inputs = build_inputs(batch.obs, last_actions, A).flatten(1, 2)  # (T + 1, B * N, I)
-        rows = [B * N, *(batch.filled.sum(dim=1) * N).tolist()]  # of episodes that reach step t
-        agent_qs = self.unroll(self.agent, inputs, rows).unflatten(1, (B, N))  # (T + 1, B, N, A)
+        def filled(x):
+            return x.flatten(0, 1)[step]  # (T, B, ...) -> (T * B, ...) -> (P, ...)
 
         # Q_tot of what was done. For IQL every agent keeps its own column.
-        q_tot = agent_qs[:-1].gather(-1, batch.actions.unsqueeze(-1))[..., 0]  # (T, B, N)
+        agent_qs, target_qs = self.unroll(batch)  # (T + 1, B, N, A)
+        actions = filled(batch.actions).unsqueeze(-1)  # (P, N, 1)
+        q_tot = filled(agent_qs[:-1]).gather(-1, actions)[..., 0]  # (P, N)
         if self.mixer:
-            q_tot = self.mixer(q_tot, batch.state[:-1])  # (T, B)
+            q_tot = self.mixer(q_tot, filled(batch.state[:-1]))  # (P,)
 
         with torch.no_grad():
-            target_qs = self.unroll(self.target_agent, inputs, rows)  # (T + 1, B * N, A)
-            target_qs = target_qs[1:].unflatten(1, (B, N))  # (T, B, N, A) at the next step
-            selecting_qs = agent_qs[1:] if self.double_q else target_qs
-            selecting_qs = selecting_qs.masked_fill(~batch.avail_actions[1:], -torch.inf)
-            next_actions = selecting_qs.argmax(dim=-1, keepdim=True)  # (T, B, N, 1)
-            next_q_tot = target_qs.gather(-1, next_actions)[..., 0]  # (T, B, N)
+            target_qs = filled(target_qs[1:])  # (P, N, A) at the next step
+            selecting_qs = filled(agent_qs[1:]) if self.double_q else target_qs
+            unavailable = ~filled(batch.avail_actions[1:])  # (P, N, A)
+            selecting_qs = selecting_qs.masked_fill(unavailable, -torch.inf)
+            next_actions = selecting_qs.argmax(dim=-1, keepdim=True)  # (P, N, 1)
+            next_q_tot = target_qs.gather(-1, next_actions)[..., 0]  # (P, N)
             if self.target_mixer:
-                next_q_tot = self.target_mixer(next_q_tot, batch.state[1:])  # (T, B)
-            target = self.targets(batch, next_q_tot)
+                next_q_tot = self.target_mixer(next_q_tot, filled(batch.state[1:]))  # (P,)
+            # Returns run along time: back to (T, B) and, once they are there, to (P,) again.
+            padded = next_q_tot.new_zeros(T * B, *next_q_tot.shape[1:])
+            padded[step] = next_q_tot
+            target = filled(self.targets(batch, padded.unflatten(0, (T, B))))
 
-        assert q_tot.shape == target.shape == ((T, B) if self.mixer else (T, B, N))
-        filled = _per_column(batch.filled, q_tot)
-        n_filled = filled.sum()
-        # where, not a product with the mask: padding may hold anything, and inf * 0 is not 0.
-        loss = torch.where(filled, q_tot - target, 0.0).square().sum() / n_filled
-        with torch.no_grad():
-            stats = {
-                name: torch.where(filled, value, 0.0).sum() / n_filled
-                for name, value in (("q_tot", q_tot), ("target", target))
-            }
-        return loss, stats
+        assert q_tot.shape == target.shape == ((P,) if self.mixer else (P, N))
+        loss = (q_tot - target).square().mean()
+        return loss, {"q_tot": q_tot.detach().mean(), "target": target.mean()}
 
-    @staticmethod
-    def unroll(agent: RNNAgent, inputs: Tensor, rows: list[int]) -> Tensor:
-        """agent_qs (T + 1, B * N, A) of inputs (T + 1, B * N, I), whose first rows[t] matter at t.
+    def unroll(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the online and the target network say at every step, (T + 1, B, N, A) each.
 
-        A block of steps leaves out the episodes that ended before it began; their values are 0.
+        Each runs once over all T + 1 steps; the last one only serves to select actions and value
+        them. A block of steps leaves out the episodes that ended before it began: 0 stands there.
         """
-        T_plus_1, R, _ = inputs.shape
+        T, B, N = batch.actions.shape
+        A = batch.avail_actions.shape[-1]
+        none_yet = batch.actions.new_full((1, B, N), -1)
+        last_actions = torch.cat((none_yet, batch.actions))  # (T + 1, B, N)
+        alive = [B, *batch.filled.sum(dim=1).tolist()]  # how many episodes reach step t
         # A GPU would rather have all steps in one call.
-        block = BLOCK if inputs.device.type == "cpu" else T_plus_1
-        hidden, agent_qs = agent.initial_hidden(R), []
-        for t in range(0, T_plus_1, block):
-            qs, hidden = agent(inputs[t : t + block, : rows[t]], hidden[: rows[t]])
-            agent_qs.append(F.pad(qs, (0, 0, 0, R - rows[t])))  # (block, rows, A) -> (block, R, A)
-        return torch.cat(agent_qs)
+        block = BLOCK if batch.obs.device.type == "cpu" else T + 1
+        agent_qs, target_qs = [], []
+        hidden = target_hidden = self.agent.initial_hidden(B * N)
+        for t in range(0, T + 1, block):
+            b = alive[t]
+            steps, rows, padding = slice(t, t + block), b * N, (0, 0, 0, (B - b) * N)
+            inputs = build_inputs(batch.obs[steps, :b], last_actions[steps, :b], A)
+            inputs = inputs.flatten(1, 2)  # (block, b, N, I) -> (block, rows, I)
+            qs, hidden = self.agent(inputs, hidden[:rows])
+            agent_qs.append(F.pad(qs, padding))  # (block, rows, A) -> (block, B * N, A)
+            with torch.no_grad():
+                qs, target_hidden = self.target_agent(inputs, target_hidden[:rows])
+                target_qs.append(F.pad(qs, padding))
+        return tuple(torch.cat(qs).unflatten(1, (B, N)) for qs in (agent_qs, target_qs))
 
     def targets(self, batch: Batch, next_q_tot: Tensor) -> Tensor:
         """The lambda-returns y(t) = r(t) + gamma * ((1 - lambda) * Q'(t + 1) + lambda * y(t + 1)).
@@ -151,12 +166,25 @@ class QLearner:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step. Returns loss, grad_norm (before clipping), q_tot and target, 0-dim:
         reading them waits for the device, so do that only when logging."""
-        loss, stats = self.loss(batch)
-        self.optimiser.zero_grad()
-        loss.backward()
+        parts = split(batch, self.threads) if self.threads > 1 else [batch]
+        at_once = self.pool.map if len(parts) > 1 else map
+        steps = batch.filled.sum()
+        stats, gradients = zip(*at_once(lambda p: self.gradients(p, steps), parts), strict=True)
+        stats = {name: sum(part[name] for part in stats) for name in stats[0]}
+        for parameter, *of_parts in zip(self.parameters, *gradients, strict=True):
+            parameter.grad = sum(of_parts)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_norm_clip)
         self.optimiser.step()
-        return {"loss": loss.detach(), "grad_norm": grad_norm, **stats}
+        return stats | {"grad_norm": grad_norm}
+
+    def gradients(self, part: Batch, steps: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """What a part of a batch adds to loss, q_tot and target, and to the gradient of the loss
+        for each of self.parameters, where all parts together have `steps` steps."""
+        loss, stats = self.loss(part)
+        share = part.filled.sum().type_as(loss) / steps
+        gradients = torch.autograd.grad(share * loss, self.parameters)
+        stats = {"loss": loss.detach(), **stats}
+        return {name: share * mean for name, mean in stats.items()}, gradients
 
     def sync_target(self) -> None:
         """Copy the online weights into the target network."""
@@ -182,3 +210,18 @@ class QLearner:
 def _per_column(x: Tensor, like: Tensor) -> Tensor:
     """x (T, B) as the shape of `like`: (T, B), or (T, B, N) with every agent's column the same."""
     return x.expand_as(like) if like.dim() == 2 else x.unsqueeze(-1).expand_as(like)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The batch as at most `parts` batches of about equally many steps, without copying: few long
+    episodes in the first, many short ones in the last, each cut to its own longest."""
+    lengths = batch.filled.sum(dim=0).tolist()  # (B,), the longest first
+    ends, steps = [0], 0
+    for b, length in enumerate(lengths, start=1):
+        steps += length
+        if steps * parts >= sum(lengths) * len(ends):
+            ends.append(b)
+    return [
+        Batch(*(x[: lengths[first] + len(x) - lengths[0], first:end] for x in batch))
+        for first, end in itertools.pairwise(ends)
+    ]

@@ -498,3 +498,14 @@ def test_smac_counts_max_reward_once(stand_in, monkeypatch, who):
         game.reset()
     assert len(set(pids)) == 1
     game.close()
+
+
+@needs_smac
+def test_smac_fault_is_not_hidden(stand_in, monkeypatch):
+    monkeypatch.setenv("FAKE_SC2_CRASH_AFTER", "3")
+    game, _ = open_smac("3m", 1, 60)
+    with pytest.raises(RuntimeError, match="StarCraft II crashed"):  # not (0, True, {}) and go on
+        for _ in range(3):
+            game.step([1, 1, 1])
+    assert game.force_restarts == 0
+    game.close()

@@ -146,8 +146,7 @@ def play_episodes(agent, env, episodes, stop=None):
 def build(args):
     """All that the future of a run depends on."""
     torch.manual_seed(args.seed)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # the learner's threads share its batches out: see QLearner
     device, seed = torch.device(args.device), SEEDS_PER_RUN * args.seed
     env = make_env(args.env, args.map, args.n_envs, seed, sc2_timeout=args.sc2_timeout)
     N, A, obs_dim, S = env.n_agents, env.n_actions, env.obs_dim, env.state_dim
@@ -164,6 +163,7 @@ def build(args):
         grad_norm_clip=args.grad_norm_clip,
         double_q=not args.no_double_q,
         bootstrap_time_limit=args.bootstrap_time_limit,
+        threads=args.threads if device.type == "cpu" else 1,
     )
     test_env = env
     if hasattr(env, "state_dict"):  # else StarCraft II: games are too large to open more for tests
@@ -192,7 +192,7 @@ def prepare(args, config):
         folder = args.runs / "_".join(dict.fromkeys(what))
     files = BufferFiles(folder, run.buffer)
     flags = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
-    flags |= {"n_envs": env.n_envs, "threads": torch.get_num_threads()}
+    flags |= {"n_envs": env.n_envs}
     if args.resume:
         state, path = load_checkpoint(folder)
         if Progress(**state["progress"]).is_finished(args.steps):
@@ -335,8 +335,6 @@ def train(args, run, folder, files):
 def evaluate(args, config):
     """Greedy episodes with the network of an earlier run, in its environment or another one."""
     state, _ = load_checkpoint(args.evaluate)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     n_envs = args.n_envs and min(args.n_envs, args.test_episodes)
     seed = SEEDS_PER_RUN * args.seed + EVALUATION_SEEDS
     env = make_env(args.env, args.map, n_envs, seed, sc2_timeout=args.sc2_timeout)

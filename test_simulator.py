@@ -1,0 +1,277 @@
+"""Tests of the simulator against what the real `smac` package returned, and of its rules.
+
+SMAC: https://arxiv.org/abs/1902.04043. Run them with: python -m pytest test_simulator.py
+
+test_golden.npz holds what smac (github.com/oxwhirl/smac, commit d6aab33) returned for made-up unit
+states: place the units, compare what the simulator shows. E battles, N agents, M enemies.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import simulator
+from simulator import MAPS, BattleSim, StarCraft2Env, judge, random_actions
+
+GOLDEN = np.load(Path(__file__).with_name("test_golden.npz"))
+META = json.loads(str(GOLDEN["meta_json"]))
+FIRST_MAPS = ("3m", "8m", "2s3z", "3s5z")
+
+
+def golden_sim(key, **options):
+    """A BattleSim on the recorded geometry, which is not the map's own."""
+    terrain, height = np.ones((32, 32), bool), None
+    if f"{key}/pathing_grid" in GOLDEN:
+        terrain, height = GOLDEN[f"{key}/pathing_grid"], GOLDEN[f"{key}/terrain_height"]
+    sim = BattleSim(key.split("@")[0], terrain=terrain, terrain_height=height, **options)
+    sim.world["max_distance"] = META["maps"][key]["max_distance"]
+    return sim
+
+
+def replay(sim, key):
+    """Place one recorded frame after the other; yields (frame, whether a step led to it)."""
+    rec = {n: GOLDEN[f"{key}/{n}"] for n in ("episode", "t", "actions", "ally", "enemy")}
+    steps = GOLDEN[f"{key}/episode_steps"]
+    types = [
+        [[META["unit_names"][k] for k in row] for row in GOLDEN[f"{key}/ep_{side}_unit"]]
+        for side in ("ally", "enemy")
+    ]
+    for f, (episode, t) in enumerate(zip(rec["episode"], rec["t"], strict=True)):
+        before = sim.units[0].copy()
+        sim.place_units(
+            0,
+            rec["ally"][f],
+            rec["enemy"][f],
+            ally_types=types[0][episode],
+            enemy_types=types[1][episode],
+            last_actions=rec["actions"][f] if t else None,
+            steps=steps[f],
+        )
+        if t:
+            sim.units[0]["before"] = before["health"] + before["shield"]
+            sim.units[0]["counted_dead"] = before["health"] <= 0
+            judge(sim.units[0], sim.world, sim.book[0])
+        yield f, t > 0
+
+
+def show(sim):
+    return {"obs": sim.obs[0], "state": sim.state[0], "avail": sim.avail_actions[0]}
+
+
+@pytest.mark.parametrize("key", META["maps"])
+def test_golden(key):
+    sim, book = golden_sim(key), None
+    assert sim.max_reward == META["maps"][key]["max_reward"]
+    for f, stepped in replay(sim, key):
+        for name, mine in show(sim).items():
+            np.testing.assert_allclose(mine, GOLDEN[f"{key}/{name}"][f], atol=1e-6, err_msg=name)
+        book = sim.book[0]
+        if stepped:
+            assert book["reward"] == pytest.approx(GOLDEN[f"{key}/reward"][f], abs=1e-9)
+            over = bool(book["terminated"] or book["truncated"])
+            assert over == GOLDEN[f"{key}/terminated"][f]
+            assert book["battle_won"] == GOLDEN[f"{key}/battle_won"][f]
+    assert book is not None
+
+
+VARIANTS = [(key, v) for key, m in META["maps"].items() for v in m["variants"]]
+
+
+@pytest.mark.parametrize(("key", "variant"), VARIANTS)
+def test_golden_variant(key, variant):
+    """SMAC's constructor options."""
+    sim = golden_sim(key, **META["maps"][key]["variants"][variant])
+    names = ("obs", "state", "avail", "reward", "limit_flag")
+    recorded = {
+        n: GOLDEN[f"{key}+{variant}/{n}"] for n in names if f"{key}+{variant}/{n}" in GOLDEN
+    }
+    assert recorded
+    for f, stepped in replay(sim, key):
+        for name, mine in show(sim).items():
+            if name in recorded:
+                np.testing.assert_allclose(mine, recorded[name][f], atol=1e-6, err_msg=name)
+        if stepped and "reward" in recorded:
+            assert sim.book[0]["reward"] == pytest.approx(recorded["reward"][f], abs=1e-9)
+        if stepped and "limit_flag" in recorded:
+            assert bool(sim.book[0]["truncated"]) == recorded["limit_flag"][f]
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_drop_in_has_smacs_sizes(name):
+    env = StarCraft2Env(map_name=name, seed=3)
+    assert env.get_env_info() == META["maps"][name]["env_info"]
+
+
+def test_drop_in_plays_an_episode():
+    env = StarCraft2Env(map_name="3m", seed=3)
+    obs, state = env.reset()
+    assert [o.shape for o in obs] == [(30,)] * 3 and state.shape == (48,)
+    over, steps = False, 0
+    while not over:
+        actions = [int(np.flatnonzero(row)[-1]) for row in env.get_avail_actions()]
+        reward, over, info = env.step(actions)
+        steps += 1
+        assert isinstance(reward, float) and isinstance(over, bool) and steps <= 60
+        assert set(info) == {"battle_won", "dead_allies", "dead_enemies"}
+    assert env.get_stats()["battles_game"] == 1
+
+
+def play(name, n_envs, steps, seed=0, check=None, first=0):
+    """Random play. The actions of battle b depend on first + b, not on who plays beside it."""
+    sim = BattleSim(name, n_envs, seed + first)
+    rngs = [np.random.default_rng(first + b) for b in range(n_envs)]
+    seen = []
+    for _ in range(steps):
+        actions = [
+            random_actions(a[None], r)[0] for a, r in zip(sim.avail_actions, rngs, strict=True)
+        ]
+        before = sim.units.copy()
+        step = sim.step(np.array(actions))
+        if check:
+            check(sim, before, step)
+        seen.append((step.reward.copy(), sim.obs.copy(), sim.state.copy(), step.battle_won.copy()))
+        over = step.terminated | step.truncated
+        if over.any():
+            sim.reset(over)
+    return [np.stack(arrays) for arrays in zip(*seen, strict=True)]
+
+
+def test_same_seed_same_bytes_whatever_the_threads(monkeypatch):
+    one = play("2s3z", 12, 150)
+    monkeypatch.setattr(simulator, "THREADS", 1)
+    for a, b in zip(one, play("2s3z", 12, 150), strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert any(
+        a.tobytes() != b.tobytes() for a, b in zip(one, play("2s3z", 12, 150, seed=99), strict=True)
+    )
+
+
+def test_battles_do_not_know_of_each_other():
+    together, alone = play("3m", 4, 100), play("3m", 1, 100, first=2)
+    for a, b in zip(together, alone, strict=True):
+        assert a[:, 2].tobytes() == b[:, 0].tobytes()
+
+
+def sane(sim, before, step):
+    """Nothing comes from nowhere: checked after every step."""
+    units, kinds = sim.units, sim.world["kinds"][sim.units["kind"]]
+    assert np.isfinite(sim.obs).all() and np.isfinite(sim.state).all()
+    assert (units["health"] <= kinds["health"]).all() and (units["health"] >= 0).all()
+    assert (units["shield"] <= kinds["shield"]).all() and (units["shield"] >= 0).all()
+    X, Y = sim.world["walkable"].shape
+    assert ((units["x"] >= 0) & (units["x"] < X) & (units["y"] >= 0) & (units["y"] < Y)).all()
+    walks = (units["health"] > 0) & ((kinds["layers"] & 2) == 0) & (kinds["walks_cliffs"] == 0)
+    cells = units["x"].astype(int), units["y"].astype(int)
+    assert sim.world["walkable"][cells][walks].all()
+    alive = units["health"][:, : sim.n_agents] > 0
+    assert sim.avail_actions.any(-1).all() and (sim.avail_actions[..., 0] == ~alive).all()
+    over = step.terminated | step.truncated
+    assert over[sim.book["steps"] >= sim.episode_limit].all()
+    # health rises only by regeneration or a Medivac, shields only after ten seconds unhurt
+    gain = units["health"] - before["health"]
+    healed = (
+        8 * kinds["health_regen"] + 8 * kinds["biological"] * sim.world["kinds"]["heal_rate"].max()
+    )
+    assert (gain <= healed + 1e-9).all()
+    if not (sim.world["kinds"]["heal_rate"][units["kind"]] > 0).any():
+        assert (gain <= 8 * kinds["health_regen"] + 1e-9).all()
+    more = units["shield"] - before["shield"]
+    assert (more <= 8 * kinds["shield_regen"] + 1e-9).all()
+    assert (units["unhurt"][more > 0] > kinds["shield_delay"][more > 0]).all()
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_sane_under_random_play(name):
+    play(name, 4, 130, check=sane)
+
+
+def test_resume_is_exact():
+    a, rng = BattleSim("MMM", 3, 5), np.random.default_rng(0)
+    for _ in range(20):
+        a.step(random_actions(a.avail_actions, rng))
+    b = BattleSim("MMM", 3, 77)
+    b.load_state_dict(a.state_dict())
+    for _ in range(15):
+        actions = random_actions(a.avail_actions, rng)
+        assert a.step(actions).reward.tobytes() == b.step(actions).reward.tobytes()
+        assert a.obs.tobytes() == b.obs.tobytes()
+
+
+# Where a stationary attacker beats on a target that cannot die: damage per second from the data.
+RATES = [(name, fact) for name, fact in simulator.unit_facts().items() if "weapon" in fact]
+
+
+@pytest.mark.parametrize(("name", "fact"), [r for r in RATES if "suicide" not in r[1]["weapon"]])
+def test_damage_per_second(name, fact):
+    """hits x (damage + bonus - armour) every period and its random delay, of -1 to 2 loops."""
+    sim = BattleSim("2m_vs_1z", 8)
+    weapon, loops = fact["weapon"], 16 * 600
+    target = "Stalker" if "ground" in weapon["targets"] else "Medivac"
+    facts = simulator.unit_facts()[target]
+    hit = weapon["damage"] + weapon.get("bonus", {}).get("Armored", 0) - facts["armor"]
+    expected = weapon["hits"] * hit / (weapon["period"] + 0.5 / 16)
+    gap = fact["radius"] + facts["radius"] + 0.5 * min(weapon["range"], 1.0)
+    for b in range(8):
+        ally = [[2, 2, 45, 0, 0, 0], [30, 30, 45, 0, 0, 0]]
+        sim.place_units(b, ally, [[16, 16, 1e9, 0, 0, 0]], enemy_types=[name])
+        units = sim.units[b]
+        units[2]["health"] = fact["health"]
+        units[0]["kind"] = sim._kind_names.index(target)
+        units[0]["x"], units[0]["y"], units[0]["radius"] = 16 + gap, 16, facts["radius"]
+        units[0]["health"] = 1e9
+        units[2]["goal_x"] = -1
+    sim._n_shares = 1
+    dealt = np.zeros(8)
+    for _ in range(loops // 8):
+        before = sim.units["health"][:, 0].copy()
+        actions = np.ones((8, 2), int)
+        sim.step(actions)
+        dealt += before - sim.units["health"][:, 0]
+        sim.book["steps"] = 1
+        sim.book["terminated"] = sim.book["truncated"] = 0
+    assert dealt.mean() / 600 == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("actions", "words"),
+    [
+        (np.full((2, 3), 0), "environment 0: agent 0 cannot perform action 0"),
+        (np.full((2, 3), 99), "environment 0: agent 0 cannot perform action 99"),
+        (np.array([[1, 1, 1], [1, 1, -1]]), "environment 1: agent 2 cannot perform action -1"),
+        (np.ones((2, 2), int), "shape"),
+        (np.ones((2, 3)), "float64"),
+    ],
+)
+def test_illegal_actions_are_named(actions, words):
+    with pytest.raises(ValueError, match=words):
+        BattleSim("3m", 2).step(actions)
+
+
+def test_wrong_arguments():
+    for wrong in ({"map_name": "4m"}, {"n_envs": 0}, {"seed": -1}, {"balance": "x"}, {"colour": 1}):
+        with pytest.raises(ValueError):
+            BattleSim(**({"map_name": "3m"} | wrong))
+    sim = BattleSim("3m")
+    with pytest.raises(ValueError, match="ally"):
+        sim.place_units(0, np.zeros((2, 6)), np.zeros((3, 6)))
+    with pytest.raises(ValueError, match="enemy_types"):
+        sim.place_units(
+            0, np.zeros((3, 6)), np.zeros((3, 6)), enemy_types=["Marine"] * 2 + ["Tank"]
+        )
+
+
+def test_a_map_of_ones_own(monkeypatch):
+    enemy = [["Zealot", 2, 23, 16]]
+    monkeypatch.setitem(
+        MAPS, "4m_vs_2z", {**MAPS["3m"], "ally": [["Marine", 4, 9, 16]], "enemy": enemy}
+    )
+    sim = BattleSim("4m_vs_2z")
+    assert (sim.n_agents, sim.n_enemies, sim.n_actions) == (4, 2, 8)
+    sim.step(np.ones((1, 4), int))
+
+
+def test_balances_differ():
+    liberty, ladder = (simulator.unit_facts(b)["Stalker"]["weapon"] for b in ("liberty", "ladder"))
+    assert (liberty["damage"], ladder["damage"]) == (10, 13)
