@@ -76,7 +76,7 @@ def build_parser():
     flag("--env", str, "auto",
          "sim: built-in simulator; sc2: StarCraft II; auto: sc2 if installed, else sim", ENVS)
     flag("--mixer", str, "qmix", "see mixer.py; iql is none at all", [*MIXERS, "iql"])
-    flag("--steps", count, 300_000, "environment steps to train for, those of all battles together")
+    flag("--steps", count, 500_000, "environment steps to train for, those of all battles together")
     flag("--seed", number(int, 0, 99_999), 1, "of weights, exploration, sampling and battles")
     switch("--paper", "defaults of the paper, and of PyMARL where it gives none; slower")
 

@@ -809,8 +809,8 @@ def main():
             episodes + over.sum(),
         )
     print(
-        f"{args.map}: {steps / stepping:,.0f} env steps/s ({args.n_envs} battles, {THREADS} threads, "
-        f"random actions chosen outside the clock), {episodes} episodes, {wins} won"
+        f"{args.map}: {steps / stepping:,.0f} steps/s ({args.n_envs} battles, {THREADS} threads,"
+        f" random actions chosen outside the clock), {episodes} episodes, {wins} won"
     )
 
 

@@ -1,0 +1,358 @@
+"""How fast QMIX (https://arxiv.org/abs/1803.11485) runs here, on this machine, part by part.
+
+    python benchmark.py                                  # all parts, some minutes
+    python benchmark.py --quick --parts gradient acting
+    python benchmark.py --pymarl ~/pymarl                # theirs beside ours (needs pyyaml)
+
+What is compared takes turns, and medians are printed: so other work on the machine slows both.
+
+Shapes: E battles, B episodes in a batch, T steps, N agents, A actions, O observation, S state.
+"""
+
+import argparse
+import csv
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from agent import RNNAgent, build_inputs, epsilon_greedy
+from buffer import ReplayBuffer
+from learner import QLearner
+from mixer import Mixer
+from simulator import MAPS, BattleSim, StarCraft2Env
+
+PARTS = ("simulator", "acting", "gradient", "train", "memory")
+HERE = Path(__file__).resolve().parent
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One line on stderr, without the usage that argparse would print first."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def medians(seconds, **functions):
+    """Seconds per call of each function. They take turns until `seconds` have passed."""
+    times = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or min(map(len, times.values())) < 3:
+        for name, function in functions.items():
+            begun = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - begun)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def random_actions(rng, avail_actions):
+    return (rng.random(avail_actions.shape) * avail_actions).argmax(axis=-1)
+
+
+def play(env, buffer, episodes, rng):
+    """Random battles, stored in the buffer, until so many have ended."""
+    ended = 0
+    env.reset()
+    while ended < episodes:
+        seen = env.obs.copy(), env.state.copy(), env.avail_actions.copy()
+        actions = random_actions(rng, env.avail_actions)
+        step = env.step(actions)
+        over = step.terminated | step.truncated
+        buffer.add(*seen, actions, step.reward, step.terminated, step.truncated)
+        buffer.close(over, env.obs, env.state, env.avail_actions)
+        env.reset(over)
+        ended += int(over.sum())
+
+
+def networks(env):
+    N, A = env.n_agents, env.n_actions
+    torch.manual_seed(0)
+    return RNNAgent(env.obs_dim + A + N, A), Mixer("qmix", N, env.state_dim)
+
+
+def replay(map_name, episodes):
+    """A simulator, and the replay of so many random battles."""
+    env, rng = BattleSim(map_name, n_envs=16, seed=1), np.random.default_rng(0)
+    sizes = env.episode_limit, env.n_agents, env.n_actions, env.obs_dim, env.state_dim
+    buffer = ReplayBuffer(episodes, env.n_envs, *sizes)
+    play(env, buffer, episodes, rng)
+    return env, buffer
+
+
+# ---- The parts -------------------------------------------------------
+
+
+def simulator(args):
+    print("\nsimulator, random actions: env steps/s, all battles together")
+    rng = np.random.default_rng(0)
+    for map_name in args.maps:
+        steps = {}
+        for E in (1, 8, 32):
+            env = BattleSim(map_name, n_envs=E, seed=1)
+            env.reset()
+
+            def one(env=env):
+                step = env.step(random_actions(rng, env.avail_actions))
+                env.reset(step.terminated | step.truncated)
+
+            steps[f"{E} battles"] = one
+        for name, seconds in medians(args.seconds, **steps).items():
+            print(f"  {map_name:12} {name:>10} {int(name.split()[0]) / seconds:10.0f}")
+
+
+def acting(args):
+    print("\nacting (inputs, network, epsilon-greedy): env steps/s, all battles together")
+    for map_name in args.maps:
+        acts = {}
+        for E in (1, 8, 32):
+            env = BattleSim(map_name, n_envs=E, seed=1)
+            env.reset()
+            agent, _ = networks(env)
+            obs, avail = torch.from_numpy(env.obs), torch.from_numpy(env.avail_actions)
+            last = torch.full((E, env.n_agents), -1)
+            hidden = agent.initial_hidden(E * env.n_agents)
+
+            @torch.inference_mode()
+            def one(agent=agent, obs=obs, avail=avail, last=last, hidden=hidden):
+                inputs = build_inputs(obs, last, avail.shape[-1])
+                inputs = inputs.flatten(0, 1).unsqueeze(0)  # (E, N, I) -> (1, E * N, I)
+                epsilon_greedy(agent(inputs, hidden)[0].view_as(avail), avail, 0.05)
+
+            acts[f"{E} battles"] = one
+        for name, seconds in medians(args.seconds, **acts).items():
+            print(f"  {map_name:12} {name:>10} {int(name.split()[0]) / seconds:10.0f}")
+
+
+def gradient(args):
+    """`share` is what the matrix products of a step take of all threads' own speed at products of
+    one GRU step's size: 100 % would be nothing but these products."""
+    print(
+        f"\ngradient step, {args.threads} threads: T steps, steps/s, GFLOP/s, share of matmul rate"
+    )
+    for map_name in args.maps:
+        env, buffer = replay(map_name, 64 if args.quick else 200)
+        for B in (32,) if args.quick else (32, 128):
+            batch = buffer.sample(B, np.random.default_rng(0))
+            many, one = (
+                QLearner(*networks(env), optimiser="adam", threads=n) for n in (args.threads, 1)
+            )
+            with FlopCounterMode(display=False) as counter:
+                one.update(batch)
+            rows, H = B * env.n_agents // args.threads, 64
+            x, w = torch.randn(rows, H), torch.randn(3 * H, H)
+            functions = {
+                "ours": lambda many=many, batch=batch: many.update(batch),
+                "one thread": lambda one=one, batch=batch: one.update(batch),
+                "matmul": lambda x=x, w=w: [x @ w.T for _ in range(100)],
+            }
+            if args.pymarl:
+                theirs = pymarl_learner(args.pymarl, env)
+                their_batch = pymarl_batch(batch, env)
+                functions["PyMARL"] = lambda f=theirs, b=their_batch: f.train(b, 0, 0)
+            seconds = medians(args.seconds, **functions)
+            rate = 100 * 2 * rows * H * 3 * H / seconds.pop("matmul")
+            for name, value in seconds.items():
+                threads = args.threads if name == "ours" else 1
+                line = (
+                    f"  {map_name:12} B {B:3} T {len(batch.filled):3} {name:>10} {1 / value:7.1f}"
+                )
+                if name != "PyMARL":
+                    flops = counter.get_total_flops() / value
+                    line += f" {flops / 1e9:6.0f} {flops / rate / threads:6.0%}"
+                print(
+                    line + (f"  ours is {value / seconds['ours']:.2f} x" if name != "ours" else "")
+                )
+
+
+def train(args):
+    """Ours by train.py in a process of its own; PyMARL's loop here, one episode at a time."""
+    steps = 6_000 if args.quick else 20_000
+    print(f"\nend to end, first {steps} steps on {args.maps[0]}, without tests: env steps/s")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(HERE / "train.py"), "--env", "sim", "--map", args.maps[0]]
+        command += ["--steps", str(steps), "--test-episodes", "1", "--save-buffer", "no"]
+        done = subprocess.run([*command, "--run-dir", f"{folder}/run"], capture_output=True)
+        if done.returncode:
+            raise ValueError(f"train.py failed: {done.stderr.decode().strip().splitlines()[-1]}")
+        with open(f"{folder}/run/metrics.csv") as file:
+            row = list(csv.DictReader(file))[-1]
+    ours = float(row["t_env"]) / float(row["wall_time"])
+    print(f"  ours   {ours:8.0f}  ({float(row['updates']):.0f} gradient steps)")
+    if args.pymarl:
+        theirs, updates = pymarl_loop(args.pymarl, args.maps[0], steps)
+        print(f"  PyMARL {theirs:8.0f}  ({updates} gradient steps)  ours is {ours / theirs:.1f} x")
+
+
+def memory(args):
+    """A process of its own for each map, so that each has its own peak."""
+    episodes = 300 if args.quick else 5000
+    print(f"\nmemory: a buffer with {episodes} random episodes, and three gradient steps on 32")
+    for map_name in args.maps:
+        command = [sys.executable, __file__, "--fill", str(episodes), "--maps", map_name]
+        subprocess.run([*command, "--threads", str(args.threads)], check=True)
+
+
+def fill(args):
+    """What `memory` starts."""
+    env, buffer = replay(args.maps[0], args.fill)
+    learner = QLearner(*networks(env), optimiser="adam", threads=args.threads)
+    for _ in range(3):
+        learner.update(buffer.sample(32, np.random.default_rng(0)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, on macOS bytes
+    peak /= 1e9 if sys.platform == "darwin" else 1e6
+    print(f"  {args.maps[0]:12} {len(buffer)} episodes, peak {peak:.2f} GB resident")
+
+
+# ---- PyMARL, from a checkout that is left as it is ---------------------
+
+
+def pymarl_args(path, env, map_name="2s3z"):
+    """Their defaults for QMIX. Their package `envs` wants StarCraft II: ours stands in for it."""
+    import yaml
+
+    source = path / "src"
+    if str(source) not in sys.path:
+        warnings.filterwarnings(
+            "ignore", category=UserWarning
+        )  # on what they ask of an older torch
+        sys.path.insert(0, str(source))
+        sys.modules["envs"] = types.ModuleType("envs")
+        sys.modules["envs"].REGISTRY = {"sc2": StarCraft2Env}
+    values = {}
+    for name in ("default", "algs/qmix", "envs/sc2"):
+        values |= yaml.safe_load((source / "config" / f"{name}.yaml").read_text())
+    values["env_args"] |= {"map_name": map_name, "seed": 1}
+    values |= {"device": "cpu", "use_cuda": False}
+    values |= {"n_agents": env.n_agents, "n_actions": env.n_actions, "state_shape": env.state_dim}
+    return SimpleNamespace(**values)
+
+
+def pymarl_logger():
+    def silent(*_):
+        return None
+
+    return SimpleNamespace(log_stat=silent, console_logger=SimpleNamespace(info=silent))
+
+
+def pymarl_scheme(env):
+    return {
+        "state": {"vshape": env.state_dim},
+        "obs": {"vshape": env.obs_dim, "group": "agents"},
+        "actions": {"vshape": (1,), "group": "agents", "dtype": torch.long},
+        "avail_actions": {"vshape": (env.n_actions,), "group": "agents", "dtype": torch.int},
+        "reward": {"vshape": (1,)},
+        "terminated": {"vshape": (1,), "dtype": torch.uint8},
+    }
+
+
+def pymarl_parts(path, env, map_name="2s3z"):
+    args = pymarl_args(path, env, map_name)
+    from components.transforms import OneHot
+    from controllers import REGISTRY as CONTROLLERS
+    from learners import REGISTRY as LEARNERS
+
+    preprocess = {"actions": ("actions_onehot", [OneHot(out_dim=env.n_actions)])}
+    scheme = pymarl_scheme(env)
+    encoded = scheme | {"actions_onehot": {"vshape": (env.n_actions,), "group": "agents"}}
+    controller = CONTROLLERS[args.mac](encoded, {"agents": env.n_agents}, args)
+    learner = LEARNERS[args.learner](controller, encoded, pymarl_logger(), args)
+    return args, scheme, preprocess, controller, learner
+
+
+def pymarl_learner(path, env):
+    *_, learner = pymarl_parts(path, env)
+    learner.log_stats_t = 10**9  # no logging in the steps that are timed
+    return learner
+
+
+def pymarl_batch(batch, env):
+    """Our batch as their EpisodeBatch: batch first, T + 1 steps of everything."""
+    from components.episode_buffer import EpisodeBatch
+    from components.transforms import OneHot
+
+    T, B, _ = batch.actions.shape
+    preprocess = {"actions": ("actions_onehot", [OneHot(out_dim=env.n_actions)])}
+    groups = {"agents": env.n_agents}
+    theirs = EpisodeBatch(pymarl_scheme(env), groups, B, T + 1, preprocess=preprocess)
+    real = torch.cat((torch.ones_like(batch.filled[:1]), batch.filled))  # (T + 1, B)
+
+    def first(x):
+        return x.transpose(0, 1)  # (T, B, ...) -> (B, T, ...)
+
+    steps = {"obs": batch.obs, "state": batch.state, "avail_actions": batch.avail_actions}
+    theirs.update({name: first(x) for name, x in steps.items()}, ts=slice(0, T + 1))
+    ended = (batch.terminated | batch.truncated).unsqueeze(-1)
+    steps = {"actions": batch.actions.unsqueeze(-1), "reward": batch.reward.unsqueeze(-1)}
+    steps["terminated"] = ended
+    theirs.update({name: first(x) for name, x in steps.items()}, ts=slice(0, T))
+    theirs.data.transition_data["filled"][:] = first(real).unsqueeze(-1)
+    return theirs
+
+
+def pymarl_loop(path, map_name, steps):
+    """Their runner, buffer and learner in the order of their run_sequential, without tests."""
+    env = BattleSim(map_name, n_envs=1, seed=1)
+    args, scheme, preprocess, controller, learner = pymarl_parts(path, env, map_name)
+    from components.episode_buffer import ReplayBuffer as TheirBuffer
+    from runners import REGISTRY as RUNNERS
+
+    groups, length = {"agents": env.n_agents}, env.episode_limit + 1
+    buffer = TheirBuffer(scheme, groups, args.buffer_size, length, preprocess=preprocess)
+    runner = RUNNERS[args.runner](args, pymarl_logger())
+    runner.setup(scheme=scheme, groups=groups, preprocess=preprocess, mac=controller)
+    begun, episode, updates = time.perf_counter(), 0, 0
+    while runner.t_env < steps:
+        buffer.insert_episode_batch(runner.run(test_mode=False))
+        if buffer.can_sample(args.batch_size):
+            sample = buffer.sample(args.batch_size)
+            learner.train(sample[:, : sample.max_t_filled()], runner.t_env, episode)
+            updates += 1
+        episode += 1
+    return runner.t_env / (time.perf_counter() - begun), updates
+
+
+def main():
+    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--maps", nargs="+", default=["2s3z"], metavar="NAME", help="SMAC maps")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of a gradient step")
+    parser.add_argument("--quick", action="store_true", help="shorter and rougher")
+    parser.add_argument("--pymarl", type=Path, metavar="PATH", help="a checkout to compare with")
+    parser.add_argument("--fill", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.seconds = 2.0 if args.quick else 10.0
+    for name in args.maps:
+        if name not in MAPS:
+            parser.error(f"unknown map {name!r}: choose from {', '.join(MAPS)}")
+    if not 1 <= args.threads <= 64:
+        parser.error(f"--threads is {args.threads}: it must be from 1 to 64")
+    if args.pymarl and not (args.pymarl / "src" / "learners" / "q_learner.py").is_file():
+        parser.error(f"--pymarl {args.pymarl}: no PyMARL checkout, it has no src/learners")
+    try:
+        if args.pymarl:
+            import yaml  # noqa: F401
+        if args.fill:
+            return fill(args)
+        print(f"torch {torch.__version__}, intra-op threads {torch.get_num_threads()}", flush=True)
+        for name in PARTS:
+            if name in args.parts:
+                globals()[name](args)
+                sys.stdout.flush()
+    except ImportError as error:
+        parser.error(f"--pymarl needs the package {error.name}: pip install pyyaml")
+    except (ValueError, subprocess.CalledProcessError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
