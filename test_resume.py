@@ -238,12 +238,14 @@ def test_damaged_replay_is_said_and_survived(tmp_path, monkeypatch, capsys):
 
 def test_replay_on_disk(whole, tmp_path, monkeypatch, capsys):
     assert not (whole / "buffer").exists(), "auto: gone when the run is done"
+    constant = ("--lr-finish", "0.001")  # a rate that falls until --steps would show the prolonging
     with monkeypatch.context() as patch:
         patch.setattr(run, "MAX_PIECES", 3)  # so that pieces are merged, too
-        start(tmp_path / "yes", "--save-buffer", "yes", "--steps", "500")
+        start(tmp_path / "yes", "--save-buffer", "yes", "--steps", "500", *constant)
     assert 1 <= len(list((tmp_path / "yes" / "buffer").iterdir())) <= 6
     assert resume(tmp_path / "yes", "--steps", "600") == 0
-    assert same_run(whole, tmp_path / "yes")
+    start(tmp_path / "at once", *constant)
+    assert same_run(tmp_path / "at once", tmp_path / "yes")
     folder = stopped_run(tmp_path, monkeypatch)
     assert resume(folder, "--save-buffer", "no") == 0
     start(tmp_path / "no", "--save-buffer", "no", "--steps", "300")
