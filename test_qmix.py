@@ -608,3 +608,14 @@ def test_two_step_game(seed):
 def test_two_step_game_refuses_in_one_line(monkeypatch, capsys, arguments, complaint):
     status, out, err = run_two_step_game(monkeypatch, capsys, *arguments)
     assert status == 2 and out == "" and complaint in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["qmix", "iql"])
+@pytest.mark.parametrize("threads", [2, 3, 9])
+def test_threads_change_nothing(kind, threads):
+    """A batch worked on in parts gives the same statistics and weights as the whole of it."""
+    one, many = make_learner(kind), make_learner(kind, threads=threads)
+    for _ in range(3):
+        stats, same = one.update(make_batch()), many.update(make_batch())
+        torch.testing.assert_close(same, stats, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(many.parameters, one.parameters, rtol=1e-9, atol=1e-12)

@@ -78,8 +78,10 @@ def test_resume_on_the_simulator_is_exact(tmp_path, monkeypatch):
     assert same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_signal_handlers_are_put_back(whole):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_signal_handlers_are_put_back(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert start(tmp_path / "run") == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 

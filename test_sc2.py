@@ -304,7 +304,8 @@ def test_actions_are_checked_before_they_are_sent(workers):
 
 
 TRAINER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to it
 from functools import partial
 from envs import SMACWorkers
 from test_sc2 import FaultyGame
