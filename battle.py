@@ -6,11 +6,12 @@ at once and shows them as SMAC does (https://arxiv.org/abs/1902.04043). 16 loops
 8 loops one environment step.
 
 Find a rule: orders `give_orders` | targets `acquire` | attacking `fight`, `release`, `strike` |
-damage `hurt` | healing `heal`, `seek_patient` | walking and collision `advance`, `obstacle`.
+damage `hurt` | healing `heal`, `seek_patient` | walking `advance` | collision
+`blocked_headings`, `part`.
 The figures (a weapon's range, a unit's speed) are in `smac_maps.json`.
 
 Known differences from StarCraft II: units turn at once; a Medivac stops at once; both sweeps of a
-Colossus land together; no Hydralisk melee attack; no call for help; units do not push each other.
+Colossus land together, on both levels of a cliff; no Hydralisk melee attack; no call for help.
 """
 
 import copy
@@ -40,7 +41,12 @@ INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot st
 SPAWN_SHIFT = 0.5  # each side's start block is moved by up to this, each way, every battle
 LEASH = 21.0  # a chased target farther away than this is given up
 STRAIGHT, NO_ROUTE = 8, 9  # entries of the route table that are not directions
-FREE, WALL = -1, -2  # answers of obstacle that are not units
+SQUEEZE = 0.98  # units pass each other so close, as a share of what their bodies allow
+PUSH = 1.0  # the share of an overlap that is undone every loop
+HEADINGS = 16  # directions that a blocked unit tries
+HALF_TURN = HEADINGS // 2
+COS = np.cos(np.arange(HEADINGS) * 2 * np.pi / HEADINGS)
+SIN = np.sin(np.arange(HEADINGS) * 2 * np.pi / HEADINGS)
 GROUND, AIR = 1, 2
 LAYERS = {"Ground": 1, "Flying": 2, "Colossus": 4, "Structure": 8}
 FLYING = LAYERS["Flying"]
@@ -293,37 +299,45 @@ def opponents(u, units, world):
 
 
 @njit(**JIT)
-def obstacle(i, x, y, units, world):
-    """What keeps unit i from standing at (x, y): FREE, WALL or the index of another unit.
-
-    Units that already overlap may move apart, so a step that widens the gap is free.
-    """
-    u = units[i]
+def wall(u, x, y, world):
+    """Can unit u not stand at (x, y), because of the ground there?"""
     X, Y = world.walkable.shape
     if not (0.0 <= x < X and 0.0 <= y < Y):
-        return WALL
-    if not u.layers & FLYING:
-        cliffs = world.kinds[u.kind].walks_cliffs and world.with_cliffs[int(x), int(y)]
-        if not (world.walkable[int(x), int(y)] or cliffs):
-            return WALL
+        return True
+    if u.layers & FLYING or world.walkable[int(x), int(y)]:
+        return False
+    return not (world.kinds[u.kind].walks_cliffs and world.with_cliffs[int(x), int(y)])
+
+
+@njit(**JIT)
+def blocked_headings(i, hx, hy, step, first, units):
+    """Bit k is set if a step along (hx, hy), turned left by k * 22.5 degrees, runs into a unit.
+
+    Only bits 0 to first - 1 are looked at. Units that already overlap may move apart.
+    """
+    u = units[i]
+    blocked = 0
     for j in range(len(units)):
         v = units[j]
-        reach = u.body + v.body
-        dx, dy = x - v.x, y - v.y
+        dx, dy = v.x - u.x, v.y - u.y
+        reach = SQUEEZE * (u.body + v.body)
         apart = dx * dx + dy * dy
-        if apart < reach * reach and v.health > 0 and j != i and u.layers & v.layers:
-            if apart < (u.x - v.x) ** 2 + (u.y - v.y) ** 2:
-                return j
-    return FREE
+        if apart < (reach + step) ** 2 and v.health > 0 and u.layers & v.layers and j != i:
+            for k in range(first):
+                after_x = dx - step * (hx * COS[k] - hy * SIN[k])
+                after_y = dy - step * (hx * SIN[k] + hy * COS[k])
+                runs_into = after_x**2 + after_y**2 < min(apart, reach * reach)
+                blocked |= runs_into << k
+    return blocked
 
 
 @njit(**JIT)
 def advance(i, goal_x, goal_y, stop_at, units, world):
     """Walk one loop towards a point until within stop_at of it, round walls and other units.
 
-    A blocked unit goes round what is in its way, and round what is in the way of that, on the
-    nearer side, which it keeps until the way is free: so it walks round a crowd, and melee units
-    surround a target instead of queueing.
+    What is in the way is passed on the side that was nearer when it was met, which the unit keeps
+    until the way is free: so it walks round a crowd, and melee units surround a target instead of
+    queueing. Each side is tried up to 157.5 degrees off the straight way.
     """
     u = units[i]
     kind = world.kinds[u.kind]
@@ -334,41 +348,69 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
         return
     u.speed = min(u.speed + kind.acceleration, kind.speed)
     step = min(u.speed, far - stop_at)
+    if step <= 0.0:
+        return
     X, Y = world.walkable.shape
     if not u.layers & FLYING and not kind.walks_cliffs:
         cell_x, cell_y = min(max(int(goal_x), 0), X - 1), min(max(int(goal_y), 0), Y - 1)
         way = world.route[cell_x * Y + cell_y, int(u.x) * Y + int(u.y)]
-        if way < STRAIGHT:  # a wall in between: head for the middle of the next cell
-            dx = int(u.x) + DX[way] + 0.5 - u.x
-            dy = int(u.y) + DY[way] + 0.5 - u.y
+        if way < STRAIGHT:  # a wall in between
+            dx, dy = float(DX[way]), float(DY[way])
             far = np.sqrt(dx * dx + dy * dy)
-    dx, dy = dx / far * step, dy / far * step
-    ahead = obstacle(i, u.x + dx, u.y + dy, units, world)
-    if ahead == FREE:
-        u.x += dx
-        u.y += dy
+    hx, hy = dx / far, dy / far
+    blocked = blocked_headings(i, hx, hy, step, 1, units)
+    if not blocked and not wall(u, u.x + hx * step, u.y + hy * step, world):
+        u.x += hx * step
+        u.y += hy * step
         u.detour = 0
         return
-    if u.detour == 0:  # pass on the side that is nearer: the right (1) of what lies to the left
+    blocked = blocked_headings(i, hx, hy, step, HEADINGS, units)
+    for k in range(HEADINGS):
+        x = u.x + step * (hx * COS[k] - hy * SIN[k])
+        y = u.y + step * (hx * SIN[k] + hy * COS[k])
+        blocked |= wall(u, x, y, world) << k
+    if u.detour == 0:  # the side on which it has to turn less
         u.detour = 1
-        if ahead >= 0 and dx * (units[ahead].y - u.y) < dy * (units[ahead].x - u.x):
-            u.detour = -1
-    for turn in range(4):
-        side = u.detour if turn < 2 else -u.detour
-        if turn % 2 == 0:
-            blocker = ahead
-        if blocker >= 0:  # along the circle round it
-            v = units[blocker]
-            far = max(distance(u, v), 1e-9)
-            tx, ty = -side * (u.y - v.y) / far * step, side * (u.x - v.x) / far * step
-        else:  # along the wall
-            tx, ty = side * dy, -side * dx
-        blocker = obstacle(i, u.x + tx, u.y + ty, units, world)
-        if blocker == FREE:
-            u.x += tx
-            u.y += ty
-            u.detour = side
-            return
+        for turn in range(1, HALF_TURN):
+            if not blocked >> turn & 1:
+                break
+            if not blocked >> (HEADINGS - turn) & 1:
+                u.detour = -1
+                break
+    for side in (u.detour, -u.detour):
+        for turn in range(1, HALF_TURN):
+            k = side * turn % HEADINGS
+            if not blocked >> k & 1:
+                u.x += step * (hx * COS[k] - hy * SIN[k])
+                u.y += step * (hx * SIN[k] + hy * COS[k])
+                u.detour = side
+                return
+
+
+@njit(**JIT)
+def stands_firm(u, world):
+    """Can unit u not be pushed, because it has just attacked or cannot walk?"""
+    return u.windup >= 0 or u.cooldown > 0 or world.kinds[u.kind].speed == 0
+
+
+@njit(**JIT)
+def part(units, world):
+    """Units that overlap push each other apart, but for those that stand firm."""
+    for i in range(len(units)):
+        for j in range(i):
+            u, v = units[i], units[j]
+            dx, dy = v.x - u.x, v.y - u.y
+            apart, reach = dx * dx + dy * dy, u.body + v.body
+            if apart < reach * reach and u.health > 0 and v.health > 0 and u.layers & v.layers:
+                u_firm, v_firm = stands_firm(u, world), stands_firm(v, world)
+                far = max(np.sqrt(apart), 1e-6)
+                push = PUSH / 2 * (1 + (u_firm != v_firm)) * (reach - far) / far
+                if not u_firm and not wall(u, u.x - push * dx, u.y - push * dy, world):
+                    u.x -= push * dx
+                    u.y -= push * dy
+                if not v_firm and not wall(v, v.x + push * dx, v.y + push * dy, world):
+                    v.x += push * dx
+                    v.y += push * dy
 
 
 @njit(**JIT)
@@ -413,10 +455,9 @@ def strike(i, j, units, world):
             w = units[k]
             along = abs((w.x - v.x) * ux + (w.y - v.y) * uy)
             across = abs((w.y - v.y) * ux - (w.x - v.x) * uy)
-            on_line = (
-                along <= kind.line_width / 2 + w.radius
-                and across <= kind.line_length / 2 + w.radius
-            )
+            before = max(along - kind.line_width / 2, 0.0)
+            beside = max(across - kind.line_length / 2, 0.0)
+            on_line = before**2 + beside**2 <= w.radius**2
             if on_line and kind.weapon & world.kinds[w.kind].seen_as:
                 for _ in range(kind.hits):
                     hurt(i, k, units, world)
@@ -498,8 +539,9 @@ def heal(i, j, units, world):
 def acquire(i, units, world, clock):
     """An enemy looks for a target: the nearest opponent it can hit, those that can hit back first.
 
-    A target within weapon range is kept. One farther away gives way to any nearer one in scan
-    range, and is chased up to the leash. Orders to attack units know no scan range.
+    A target is kept, up to the leash, as long as the way to it is free, unless another one is in
+    weapon range and it is not; a unit that has to go round something takes the nearest in scan
+    range. Orders to attack units know no scan range.
     """
     u = units[i]
     kind = world.kinds[u.kind]
@@ -512,6 +554,8 @@ def acquire(i, units, world, clock):
     elif (clock + i) % SCAN_EVERY:
         return
     scan = np.inf if u.hunts else kind.scan
+    if u.target >= 0 and u.detour == 0:
+        scan = kind.range
     nearest = np.inf
     for j in opponents(u, units, world):
         v = units[j]
@@ -669,6 +713,7 @@ def play(units, actions, world, book):
             # the sides take turns at going first, so that neither gains by it
             i = k if book.clock % 2 == 0 else len(units) - 1 - k
             live(i, units, world, book)
+        part(units, world)
         book.clock += 1
         bang = True
         while bang:  # one explosion may set off the next

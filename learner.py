@@ -13,6 +13,7 @@ Shapes: T time, B batch, N agents, A actions, S state, I agent input, R = B * N 
 import copy
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,8 @@ class QLearner:
 
     mixer: None for independent Q-learning, each agent's own TD error on the team's reward.
     gamma: discount per step. td_lambda: 0 = one-step targets, 1 = returns to the episode's end.
-    optimiser: "rmsprop" (alpha 0.99, eps 1e-5, as in the paper) or "adam"; lr: its learning rate.
+    optimiser: "rmsprop" (alpha 0.99, eps 1e-5, as in the paper) or "adam". lr: its learning rate,
+    which may be changed between updates.
     grad_norm_clip: largest norm of the gradient of all weights together.
     bootstrap_time_limit: go on to the value of the last observation when the time limit cut the
     episode; by default its end counts as terminal, as in SMAC.
@@ -61,16 +63,20 @@ class QLearner:
         self.target_agent = copy.deepcopy(agent).requires_grad_(False)
         self.target_mixer = copy.deepcopy(mixer).requires_grad_(False) if mixer else None
         self.parameters = [*agent.parameters(), *(mixer.parameters() if mixer else ())]
-        if optimiser == "rmsprop":
-            self.optimiser = torch.optim.RMSprop(
-                self.parameters, lr=lr, alpha=0.99, eps=1e-5, foreach=True
-            )
-        elif optimiser == "adam":
-            self.optimiser = torch.optim.Adam(self.parameters, lr=lr, fused=True)
-        else:
+        if optimiser not in ("rmsprop", "adam"):
             raise ValueError(f"unknown optimiser {optimiser!r}: choose rmsprop or adam")
+        self.optimiser_name, self.lr = optimiser, lr
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    @cached_property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Made when it is first needed: torch then imports its compiler, which takes a second."""
+        if self.optimiser_name == "rmsprop":
+            return torch.optim.RMSprop(
+                self.parameters, lr=self.lr, alpha=0.99, eps=1e-5, foreach=True
+            )
+        return torch.optim.Adam(self.parameters, lr=self.lr, fused=True)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean squared TD error over the filled steps of the batch (over agents too, for IQL).
@@ -174,6 +180,8 @@ class QLearner:
         for parameter, *of_parts in zip(self.parameters, *gradients, strict=True):
             parameter.grad = sum(of_parts)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_norm_clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr
         self.optimiser.step()
         return stats | {"grad_norm": grad_norm}
 
@@ -192,19 +200,17 @@ class QLearner:
         if self.mixer:
             self.target_mixer.load_state_dict(self.mixer.state_dict())
 
-    def _parts(self) -> dict:
-        parts = {"agent": self.agent, "target_agent": self.target_agent}
-        if self.mixer:
-            parts |= {"mixer": self.mixer, "target_mixer": self.target_mixer}
-        return parts | {"optimiser": self.optimiser}
+    def _networks(self) -> tuple[str, ...]:
+        return ("agent", "target_agent") + (("mixer", "target_mixer") if self.mixer else ())
 
     def state_dict(self) -> dict:
         """Weights, target weights and the optimiser's memory: all that learning goes on from."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        names = self._networks() + (("optimiser",) if "optimiser" in vars(self) else ())
+        return {name: getattr(self, name).state_dict() for name in names}
 
     def load_state_dict(self, state: dict) -> None:
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+        for name in self._networks() + (("optimiser",) if "optimiser" in state else ()):
+            getattr(self, name).load_state_dict(state[name])
 
 
 def _per_column(x: Tensor, like: Tensor) -> Tensor:

@@ -1,19 +1,32 @@
 """Tests of the simulator against what the real `smac` package returned, and of its rules.
 
-SMAC: https://arxiv.org/abs/1902.04043. Run them with: python -m pytest test_simulator.py
+SMAC: https://arxiv.org/abs/1902.04043
+
+    python -m pytest test_simulator.py
+    python test_simulator.py          # how often scripted players win: the table in README.md
 
 test_golden.npz holds what smac (github.com/oxwhirl/smac, commit d6aab33) returned for made-up unit
 states: place the units, compare what the simulator shows. E battles, N agents, M enemies.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import simulator
-from simulator import MAPS, BattleSim, StarCraft2Env, judge, random_actions
+from simulator import (
+    FIRST_TARGET,
+    MAPS,
+    NORTH,
+    STOP,
+    BattleSim,
+    StarCraft2Env,
+    judge,
+    random_actions,
+)
 
 GOLDEN = np.load(Path(__file__).with_name("test_golden.npz"))
 META = json.loads(str(GOLDEN["meta_json"]))
@@ -131,7 +144,9 @@ def play(name, n_envs, steps, seed=0, check=None, first=0):
         step = sim.step(np.array(actions))
         if check:
             check(sim, before, step)
-        seen.append((step.reward.copy(), sim.obs.copy(), sim.state.copy(), step.battle_won.copy()))
+        else:
+            arrays = step.reward, sim.obs, sim.state, step.battle_won
+            seen.append([array.copy() for array in arrays])
         over = step.terminated | step.truncated
         if over.any():
             sim.reset(over)
@@ -237,6 +252,23 @@ def test_damage_per_second(name, fact):
     assert dealt.mean() / 600 == pytest.approx(expected, rel=0.02)
 
 
+def test_melee_units_surround():
+    """24 Zerglings that come in a block from one side, on one Zealot: eight have room round it."""
+    sim = BattleSim("corridor", 1, terrain=np.ones((32, 32), bool))
+    ally = [[16, 16, 100, 50, 0, 0]] + [[0, 0, 0, 0, 0, 0]] * 5
+    enemy = [[20 + k % 4, 14 + k // 4, 35, 0, 0, 0] for k in range(24)]
+    sim.place_units(0, ally, enemy)
+    sim.units["health"][0, 0] = 1e9
+    for _ in range(10):  # 5 seconds
+        sim.step(np.array([[STOP, 0, 0, 0, 0, 0]]))
+    x, y, body = (sim.units[name][0, 6:] for name in ("x", "y", "body"))
+    zealot, zergling = (simulator.unit_facts()[name] for name in ("Zealot", "Zergling"))
+    reach = zealot["radius"] + zergling["radius"] + zergling["weapon"]["range"]
+    assert 7 <= (np.hypot(x - 16, y - 16) <= reach).sum() <= 8
+    apart = np.hypot(x[:, None] - x, y[:, None] - y) + np.diag(np.full(24, np.inf))
+    assert (apart > 0.9 * (body[:, None] + body)).all()
+
+
 @pytest.mark.parametrize(
     ("actions", "words"),
     [
@@ -278,3 +310,114 @@ def test_a_map_of_ones_own(monkeypatch):
 def test_balances_differ():
     liberty, ladder = (simulator.unit_facts(b)["Stalker"]["weapon"] for b in ("liberty", "ladder"))
     assert (liberty["damage"], ladder["damage"]) == (10, 13)
+
+
+# ------------------------------------------------------------------- fights of scripted players
+
+# What the SMAC paper calls the maps on which both sides have the same units, and its hard ones.
+SYMMETRIC = ("3m", "8m", "25m", "2s3z", "3s5z", "MMM")
+HARD = (
+    "5m_vs_6m", "8m_vs_9m", "10m_vs_11m", "27m_vs_30m", "3s5z_vs_3s6z", "MMM2", "3s_vs_5z",
+    "2c_vs_64zg", "6h_vs_8z", "corridor",
+)  # fmt: skip
+PLAYERS = ("random", "closest", "focus", "kite")
+
+
+def scripted(sim, player):
+    """(E, N) actions. "closest" attacks the nearest enemy it may; "focus" the one with the least
+    health and shield among those in weapon range. Both walk to the nearest enemy, seen or not,
+    while they may attack nobody. "kite" is "focus", but walks away from an enemy that is near
+    while its weapon cools down. Medivacs heal who lost the largest share of health, and follow."""
+    N = sim.n_agents
+    kinds, alive = sim.world["kinds"][sim.units["kind"]], sim.units["health"] > 0
+    us = {name: sim.units[name][:, :N, None] for name in ("x", "y", "radius")}  # (E, N, 1) each
+    them = {name: sim.units[name][:, None, N:] for name in us}  # (E, 1, M) each
+    dx, dy = them["x"] - us["x"], them["y"] - us["y"]
+    far = np.where(alive[:, None, N:], np.hypot(dx, dy), np.inf)  # (E, N, M)
+    may = sim.avail_actions[..., FIRST_TARGET:]  # (E, N, M)
+
+    rank = far
+    if player != "closest":
+        in_range = far - us["radius"] - them["radius"] <= kinds["range"][:, :N, None]
+        life = (sim.units["health"] + sim.units["shield"])[:, None, N:]
+        rank = np.where(in_range, life, 1000 + far)
+    nearest = far.argmin(-1)[..., None]
+    to_x, to_y = (np.take_along_axis(d, nearest, -1)[..., 0] for d in (dx, dy))  # (E, N)
+    if player == "kite":
+        flees = (sim.units["cooldown"][:, :N] > 4) & (far.min(-1) < 4.5)
+        may = may & ~flees[..., None]
+        to_x, to_y = np.where(flees, -to_x, to_x), np.where(flees, -to_y, to_y)
+
+    heals = kinds["heal_rate"][:, :N] > 0  # (E, N)
+    if heals.any():
+        share = (sim.units["health"] / kinds["health"])[:, : far.shape[-1]]  # of allies, at most M
+        patients = np.full(far[:, 0].shape, np.inf)  # (E, M), as healers number their targets
+        patients[:, :N] = np.where((share < 1)[:, :N], share[:, :N], np.inf)
+        rank = np.where(heals[..., None], patients[:, None], rank)
+        may = may & np.isfinite(rank)
+        fighters = alive[:, :N] & ~heals
+        weight = fighters / np.maximum(fighters.sum(1, keepdims=True), 1)
+        for to, name in ((to_x, "x"), (to_y, "y")):
+            middle = (sim.units[name][:, :N] * weight).sum(1, keepdims=True)
+            to[heals] = (middle - sim.units[name][:, :N])[heals]
+
+    gain = np.stack((to_y, -to_y, to_x, -to_x), -1)  # north, south, east, west
+    gain[~sim.avail_actions[..., NORTH:FIRST_TARGET]] = -np.inf
+    walk = np.where(np.isfinite(gain.max(-1)), NORTH + gain.argmax(-1), STOP)
+    target = np.where(may, rank, np.inf).argmin(-1)
+    return np.where(alive[:, :N], np.where(may.any(-1), FIRST_TARGET + target, walk), 0)
+
+
+def share_won(name, player, battles, seed=0):
+    """The share of `battles` first battles that the player wins."""
+    sim, rng = BattleSim(name, battles, seed), np.random.default_rng(seed)
+    fighting, won = np.ones(battles, bool), np.zeros(battles, bool)
+    while fighting.any():
+        if player == "random":
+            step = sim.step(random_actions(sim.avail_actions, rng))
+        else:
+            step = sim.step(scripted(sim, player))
+        over = step.terminated | step.truncated
+        won |= step.battle_won & fighting
+        fighting &= ~over
+        sim.reset(over)
+    return won.mean()
+
+
+def some(names, few):
+    """All maps as parameters; only the few are played in the quick tests."""
+    return [pytest.param(n, marks=() if n in few else pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", some(SYMMETRIC, few=("3m", "2s3z", "MMM")))
+def test_focus_fire_beats_closest_beats_random(name):
+    random, closest, focus = (share_won(name, player, 200) for player in PLAYERS[:3])
+    assert random < 0.05
+    assert 0.2 < closest < 0.8
+    assert focus > closest
+
+
+@pytest.mark.parametrize("name", some(HARD, few=("5m_vs_6m", "MMM2", "corridor")))
+def test_the_closest_is_not_enough_on_hard_maps(name):
+    assert share_won(name, "closest", 200) < 0.2
+
+
+def test_kiting_stalkers_beat_zealots():
+    assert share_won("3s_vs_3z", "closest", 200) < 0.05
+    assert share_won("3s_vs_3z", "kite", 200) > 0.9
+
+
+@pytest.mark.slow  # a million steps
+@pytest.mark.parametrize("name", MAPS)
+def test_sane_under_random_play_for_long(name):
+    play(name, 64, 1_000_000 // 64 // len(MAPS) + 1, check=sane)
+
+
+if __name__ == "__main__":
+    battles = int(sys.argv[1]) if sys.argv[1:] else 1000
+    print(
+        f"Share of {battles} battles won\n\n| map | {' | '.join(PLAYERS)} |\n|---|--:|--:|--:|--:|"
+    )
+    for name in MAPS:
+        shares = [f"{share_won(name, player, battles):.1%}" for player in PLAYERS]
+        print(f"| {name} | {' | '.join(shares)} |", flush=True)

@@ -292,8 +292,7 @@ def train(args, run, folder, files):
             players.begin(over)
 
             # Learn: as often as episodes end, however many run side by side.
-            for group in learner.optimiser.param_groups:
-                group["lr"] = linear(p.t_env, args.lr, args.lr_finish, args.steps)
+            learner.lr = linear(p.t_env, args.lr, args.lr_finish, args.steps)
             for _ in range(crossings(p.episodes, n_ended, args.train_interval)):
                 if buffer.can_sample(args.batch_size):
                     batch = buffer.sample(args.batch_size, run.sampler).to(device)

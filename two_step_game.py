@@ -70,9 +70,6 @@ def train(kind: str, seed: int) -> tuple[RNNAgent, Mixer]:
     mixer = Mixer(kind, N, S, MIXING_EMBED_DIM)
     learner = QLearner(agent, mixer, gamma=0.99, optimiser="rmsprop", lr=LR)
     buffer = ReplayBuffer(BUFFER_SIZE, PARALLEL, env.episode_limit, N, A, obs_dim, S)
-    schedule = torch.optim.lr_scheduler.LinearLR(
-        learner.optimiser, start_factor=1.0, end_factor=0.0, total_iters=ROUNDS
-    )
     for round_ in range(ROUNDS):
         hidden, actions = begin(agent, env)
         for _ in range(env.episode_limit):
@@ -82,8 +79,8 @@ def train(kind: str, seed: int) -> tuple[RNNAgent, Mixer]:
             buffer.add(*before, actions.numpy(), step.reward, step.terminated, step.truncated)
         buffer.close(step.terminated, env.obs, env.state, env.avail_actions)
         if buffer.can_sample(BATCH_SIZE):
+            learner.lr = LR * (1 - round_ / ROUNDS)
             learner.update(buffer.sample(BATCH_SIZE, rng))
-            schedule.step()
         if (round_ + 1) % TARGET_UPDATE == 0:
             learner.sync_target()
     return agent, mixer
