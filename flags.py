@@ -76,7 +76,7 @@ def build_parser():
     flag("--env", str, "auto",
          "sim: built-in simulator; sc2: StarCraft II; auto: sc2 if installed, else sim", ENVS)
     flag("--mixer", str, "qmix", "see mixer.py; iql is none at all", [*MIXERS, "iql"])
-    flag("--steps", count, 500_000, "environment steps to train for, those of all battles together")
+    flag("--steps", count, 400_000, "environment steps to train for, those of all battles together")
     flag("--seed", number(int, 0, 99_999), 1, "of weights, exploration, sampling and battles")
     switch("--paper", "defaults of the paper, and of PyMARL where it gives none; slower")
 
@@ -91,16 +91,16 @@ def build_parser():
          "seconds without an answer after which a game is restarted")
 
     group = parser.add_argument_group("learning")
-    flag("--batch-size", count, 32, "episodes per gradient step")
+    flag("--batch-size", count, 64, "episodes per gradient step")
     flag("--buffer-size", count, 5000, "episodes kept for replay")
-    flag("--train-interval", count, 2, "finished episodes per gradient step, whatever --n-envs is")
+    flag("--train-interval", count, 4, "finished episodes per gradient step, whatever --n-envs is")
     flag("--lr", number(float, 0, 1e3), 1e-3, "learning rate at step 0")
     flag("--lr-finish", number(float, 0, 1e3), 0.0, "learning rate at --steps; a line in between")
     flag("--optimiser", str, "adam", "rmsprop: alpha 0.99, eps 1e-5", ["adam", "rmsprop"])
     flag("--gamma", fraction, 0.99, "discount per environment step")
-    flag("--td-lambda", fraction, 0.6, "of TD(lambda) targets; 0: the paper's one-step targets")
+    flag("--td-lambda", fraction, 0.8, "of TD(lambda) targets; 0: the paper's one-step targets")
     flag("--grad-norm-clip", number(float, 1e-9, 1e9), 10.0, "largest norm of the whole gradient")
-    flag("--target-update-interval", count, 200,
+    flag("--target-update-interval", count, 48,
          "finished episodes from one copy into the target network to the next")
     switch("--no-double-q", "let the target network choose the action that it values")
     switch("--bootstrap-time-limit",
@@ -109,7 +109,7 @@ def build_parser():
     group = parser.add_argument_group("exploration", "epsilon falls in a straight line, then stays")
     flag("--epsilon-start", fraction, 1.0, "probability of a random action, at step 0")
     flag("--epsilon-finish", fraction, 0.05, "probability of a random action, in the end")
-    flag("--epsilon-anneal-steps", count, 50_000, "environment steps from start to finish")
+    flag("--epsilon-anneal-steps", count, 20_000, "environment steps from start to finish")
 
     group = parser.add_argument_group("networks")
     flag("--hidden-dim", width, 64, "units of the agents' GRU")
