@@ -7,7 +7,7 @@ at once and shows them as SMAC does (https://arxiv.org/abs/1902.04043). 16 loops
 
 Find a rule: orders `give_orders` | targets `acquire` | attacking `fight`, `release`, `strike` |
 damage `hurt` | healing `heal`, `seek_patient` | walking `advance` | collision
-`blocked_headings`, `part`.
+`blocked_headings`, `push_apart`.
 The figures (a weapon's range, a unit's speed) are in `smac_maps.json`.
 
 Known differences from StarCraft II: units turn at once; a Medivac stops at once; both sweeps of a
@@ -17,18 +17,21 @@ Colossus land together, on both levels of a cliff; no Hydralisk melee attack; no
 import copy
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numba
 import numpy as np
 from numba import njit
 
-if not numba.config.CACHE_DIR:
-    # numba looks only at a function's own file to see whether its compiled code is still good, so
-    # a rule changed here would not reach its callers in simulator.py: one cache per version of both
-    sources = [Path(__file__).with_name(name) for name in ("battle.py", "simulator.py")]
-    version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
-    numba.config.CACHE_DIR = str(Path(__file__).parent / "__pycache__" / f"numba_{version}")
+# numba looks only at a function's own file to see whether its compiled code is still good: a rule
+# changed here would not reach its callers in simulator.py. Hence one cache per version of both.
+sources = [Path(__file__).with_name(name) for name in ("battle.py", "simulator.py")]
+version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+cache = Path(__file__).parent / "__pycache__" / f"numba_{version}"
+os.environ.setdefault("NUMBA_CACHE_DIR", str(cache))
+os.environ.setdefault("NUMBA_OPT", "1")  # compiles sooner than 3, and runs no slower
+numba.core.config.reload_config()
 
 DATA = json.loads(Path(__file__).with_name("smac_maps.json").read_text())
 MAPS = DATA["maps"]
@@ -36,13 +39,13 @@ MAPS = DATA["maps"]
 LOOPS_PER_SECOND = 16
 NO_OP, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)  # SMAC's actions
 HOLD, MOVE, ATTACK, AUTO = range(4)  # orders; AUTO chooses its own targets (enemies)
+STAY = -1.0  # instead of a distance to walk up to
 SCAN_EVERY = 5  # loops between two looks for a better target
 INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot stop it short
 SPAWN_SHIFT = 0.5  # each side's start block is moved by up to this, each way, every battle
 LEASH = 21.0  # a chased target farther away than this is given up
 STRAIGHT, NO_ROUTE = 8, 9  # entries of the route table that are not directions
 SQUEEZE = 0.98  # units pass each other so close, as a share of what their bodies allow
-PUSH = 1.0  # the share of an overlap that is undone every loop
 HEADINGS = 16  # directions that a blocked unit tries
 HALF_TURN = HEADINGS // 2
 COS = np.cos(np.arange(HEADINGS) * 2 * np.pi / HEADINGS)
@@ -52,7 +55,8 @@ LAYERS = {"Ground": 1, "Flying": 2, "Colossus": 4, "Structure": 8}
 FLYING = LAYERS["Flying"]
 DX = np.array([1, 1, 0, -1, -1, -1, 0, 1])  # the eight directions of the route table
 DY = np.array([0, 1, 1, 1, 0, -1, -1, -1])
-JIT = dict(cache=True, error_model="numpy")
+JIT = dict(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)  # to be called here
+KERNEL = dict(error_model="numpy", cache=True)  # to be called from Python
 
 KIND = np.dtype(  # one row per unit type; distances in cells, times in game loops
     [(name, np.float64) for name in (
@@ -78,7 +82,7 @@ UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
         "before")]  # health + shield at the start of the step
     + [(name, np.int64) for name in (
         "layers", "kind", "order", "target", "flight_target", "side",
-        "detour",  # it is going round something: 1 on the right, -1 on the left; 0 = it is not
+        "detour",  # it is going round something, turning left (1) or right (-1); 0 = straight on
         "hunts",  # ordered to attack units, wherever they are
         "exploding", "counted_dead")]
 )  # fmt: skip
@@ -171,7 +175,7 @@ def read_terrain(terrain):
     return walkable, with_cliffs
 
 
-@njit(**JIT)
+@njit(**KERNEL)
 def fill_routes(walkable, route):
     """route[goal cell, cell]: STRAIGHT where the way is clear, else the direction (0-7) to go.
 
@@ -260,7 +264,8 @@ def world_fields(X, Y):
         ("kinds", KIND, (len(DATA["units"]),)),
         ("walkable", np.uint8, (X, Y)),
         ("with_cliffs", np.uint8, (X, Y)),  # for units that walk cliffs
-        ("route", np.uint8, (X * Y, X * Y)),  # see fill_routes
+        ("route", np.uint8, (X * Y, X * Y)),  # see fill_routes; not filled in on open ground
+        ("open_ground", np.uint8),  # no straight way ever meets a wall
     ]
 
 
@@ -300,7 +305,7 @@ def opponents(u, units, world):
 
 @njit(**JIT)
 def wall(u, x, y, world):
-    """Can unit u not stand at (x, y), because of the ground there?"""
+    """True where the ground, or the map's edge, keeps unit u from standing at (x, y)."""
     X, Y = world.walkable.shape
     if not (0.0 <= x < X and 0.0 <= y < Y):
         return True
@@ -310,10 +315,10 @@ def wall(u, x, y, world):
 
 
 @njit(**JIT)
-def blocked_headings(i, hx, hy, step, first, units):
+def blocked_headings(i, hx, hy, step, count, units):
     """Bit k is set if a step along (hx, hy), turned left by k * 22.5 degrees, runs into a unit.
 
-    Only bits 0 to first - 1 are looked at. Units that already overlap may move apart.
+    Only bits 0 to count - 1 are looked at. Units that already overlap may move apart.
     """
     u = units[i]
     blocked = 0
@@ -323,7 +328,7 @@ def blocked_headings(i, hx, hy, step, first, units):
         reach = SQUEEZE * (u.body + v.body)
         apart = dx * dx + dy * dy
         if apart < (reach + step) ** 2 and v.health > 0 and u.layers & v.layers and j != i:
-            for k in range(first):
+            for k in range(count):
                 after_x = dx - step * (hx * COS[k] - hy * SIN[k])
                 after_y = dy - step * (hx * SIN[k] + hy * COS[k])
                 runs_into = after_x**2 + after_y**2 < min(apart, reach * reach)
@@ -351,20 +356,21 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
     if step <= 0.0:
         return
     X, Y = world.walkable.shape
-    if not u.layers & FLYING and not kind.walks_cliffs:
+    if not (world.open_ground or u.layers & FLYING or kind.walks_cliffs):
         cell_x, cell_y = min(max(int(goal_x), 0), X - 1), min(max(int(goal_y), 0), Y - 1)
         way = world.route[cell_x * Y + cell_y, int(u.x) * Y + int(u.y)]
         if way < STRAIGHT:  # a wall in between
             dx, dy = float(DX[way]), float(DY[way])
             far = np.sqrt(dx * dx + dy * dy)
     hx, hy = dx / far, dy / far
-    blocked = blocked_headings(i, hx, hy, step, 1, units)
-    if not blocked and not wall(u, u.x + hx * step, u.y + hy * step, world):
-        u.x += hx * step
-        u.y += hy * step
-        u.detour = 0
-        return
-    blocked = blocked_headings(i, hx, hy, step, HEADINGS, units)
+    blocked = 0
+    for count in (1, HEADINGS):  # most steps are free: look at the straight way alone first
+        blocked = blocked_headings(i, hx, hy, step, count, units)
+        if not blocked & 1 and not wall(u, u.x + hx * step, u.y + hy * step, world):
+            u.x += hx * step
+            u.y += hy * step
+            u.detour = 0
+            return
     for k in range(HEADINGS):
         x = u.x + step * (hx * COS[k] - hy * SIN[k])
         y = u.y + step * (hx * SIN[k] + hy * COS[k])
@@ -389,28 +395,32 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
 
 @njit(**JIT)
 def stands_firm(u, world):
-    """Can unit u not be pushed, because it has just attacked or cannot walk?"""
+    """True while nothing can push unit u: its weapon is raised or cools down, or it cannot walk."""
     return u.windup >= 0 or u.cooldown > 0 or world.kinds[u.kind].speed == 0
 
 
 @njit(**JIT)
-def part(units, world):
-    """Units that overlap push each other apart, but for those that stand firm."""
+def push_apart(units, world):
+    """Overlapping units part: each by half of the overlap, or by all of it where the other stands
+    firm. Two that stand firm stay as they are."""
     for i in range(len(units)):
+        u = units[i]
+        if u.health <= 0:
+            continue
         for j in range(i):
-            u, v = units[i], units[j]
+            v = units[j]
             dx, dy = v.x - u.x, v.y - u.y
             apart, reach = dx * dx + dy * dy, u.body + v.body
-            if apart < reach * reach and u.health > 0 and v.health > 0 and u.layers & v.layers:
+            if apart < reach * reach and v.health > 0 and u.layers & v.layers:
                 u_firm, v_firm = stands_firm(u, world), stands_firm(v, world)
                 far = max(np.sqrt(apart), 1e-6)
-                push = PUSH / 2 * (1 + (u_firm != v_firm)) * (reach - far) / far
-                if not u_firm and not wall(u, u.x - push * dx, u.y - push * dy, world):
-                    u.x -= push * dx
-                    u.y -= push * dy
-                if not v_firm and not wall(v, v.x + push * dx, v.y + push * dy, world):
-                    v.x += push * dx
-                    v.y += push * dy
+                share = (1.0 if u_firm or v_firm else 0.5) * (reach - far) / far
+                if not u_firm and not wall(u, u.x - share * dx, u.y - share * dy, world):
+                    u.x -= share * dx
+                    u.y -= share * dy
+                if not v_firm and not wall(v, v.x + share * dx, v.y + share * dy, world):
+                    v.x += share * dx
+                    v.y += share * dy
 
 
 @njit(**JIT)
@@ -419,18 +429,20 @@ def hurt(i, j, units, world):
     v = units[j]
     if v.health <= 0:
         return
-    weapon, armour = world.kinds[units[i].kind], world.kinds[v.kind]
+    attacker, victim = world.kinds[units[i].kind], world.kinds[v.kind]
     damage = (
-        weapon.damage + weapon.bonus_light * armour.light + weapon.bonus_armored * armour.armored
+        attacker.damage
+        + attacker.bonus_light * victim.light
+        + attacker.bonus_armored * victim.armored
     )
     absorbed = min(v.shield, damage)
     v.shield -= absorbed
     v.unhurt = 0.0
     if damage > absorbed:
-        v.health -= max(damage - absorbed - armour.armor, 0.5)
+        v.health -= max(damage - absorbed - victim.armor, 0.5)
     if v.health <= 0:
         die(j, units, world)
-    elif v.order == AUTO and v.target < 0 and armour.weapon & world.kinds[units[i].kind].seen_as:
+    elif v.order == AUTO and v.target < 0 and victim.weapon & attacker.seen_as:
         v.target = i  # struck by somebody out of its sight
 
 
@@ -448,22 +460,21 @@ def strike(i, j, units, world):
     """Unit i's shot or blow reaches unit j, and with a beam everybody on its line."""
     u, v = units[i], units[j]
     kind = world.kinds[u.kind]
-    if kind.line_length > 0:  # a line across the firing direction, centred on the target
-        far = max(distance(u, v), 1e-9)
-        ux, uy = (v.x - u.x) / far, (v.y - u.y) / far
-        for k in opponents(u, units, world):
+    far = max(distance(u, v), 1e-9)
+    ux, uy = (v.x - u.x) / far, (v.y - u.y) / far
+    for k in opponents(u, units, world):
+        hit = k == j
+        if kind.line_length > 0:  # a line across the firing direction, centred on the target
             w = units[k]
             along = abs((w.x - v.x) * ux + (w.y - v.y) * uy)
             across = abs((w.y - v.y) * ux - (w.x - v.x) * uy)
             before = max(along - kind.line_width / 2, 0.0)
             beside = max(across - kind.line_length / 2, 0.0)
-            on_line = before**2 + beside**2 <= w.radius**2
-            if on_line and kind.weapon & world.kinds[w.kind].seen_as:
-                for _ in range(kind.hits):
-                    hurt(i, k, units, world)
-    else:
-        for _ in range(kind.hits):
-            hurt(i, j, units, world)
+            hit = before**2 + beside**2 <= w.radius**2
+            hit = hit and kind.weapon & world.kinds[w.kind].seen_as != 0
+        if hit:
+            for _ in range(kind.hits):
+                hurt(i, k, units, world)
 
 
 @njit(**JIT)
@@ -497,42 +508,48 @@ def release(i, j, units, world):
 
 @njit(**JIT)
 def fight(i, j, units, world, book):
-    """Unit i attacks unit j: walk into range, wait for the weapon, raise it, let go."""
+    """Unit i attacks unit j: walk into range, wait for the weapon, raise it, let go.
+
+    Returns how near to j's centre it has to walk first, or STAY.
+    """
     u, v = units[i], units[j]
     kind = world.kinds[u.kind]
     gap = distance(u, v) - u.radius - v.radius
+    ready = False
     if u.windup >= 0:
         if gap > kind.range + kind.slop:  # it got away: the attack never happened
             u.windup, u.cooldown = -1.0, 0.0
-            return
-        u.windup -= 1.0
-        if u.windup <= 0:
-            release(i, j, units, world)
+        else:
+            u.windup -= 1.0
+            ready = u.windup <= 0
     elif kind.second_hit > 0 and u.flight >= 0:
         if gap > kind.range + kind.slop:
             u.flight = -1.0
     elif gap > kind.range:
-        advance(i, v.x, v.y, kind.range + u.radius + v.radius - INSIDE, units, world)
+        return kind.range + u.radius + v.radius - INSIDE
     elif u.cooldown <= 0:
         # added to, not set, so that what is left of a loop is not lost: the rate stays exact
         u.cooldown += kind.period + uniform(book, -1.0, 2.0)
         u.windup = kind.damage_point
-        if kind.damage_point <= 0:
-            release(i, j, units, world)
+        ready = kind.damage_point <= 0
+    if ready:
+        release(i, j, units, world)
+    return STAY
 
 
 @njit(**JIT)
 def heal(i, j, units, world):
-    """Medivac i restores the health (never the shield) of unit j, for energy."""
+    """Medivac i restores the health (never the shield) of unit j, for energy. Returns as fight."""
     u, v = units[i], units[j]
     kind = world.kinds[u.kind]
-    missing = world.kinds[v.kind].health - v.health
     if distance(u, v) - u.radius - v.radius > kind.heal_range:
-        advance(i, v.x, v.y, kind.heal_range + u.radius + v.radius - INSIDE, units, world)
-    elif missing > 0 and world.kinds[v.kind].biological:
+        return kind.heal_range + u.radius + v.radius - INSIDE
+    missing = world.kinds[v.kind].health - v.health
+    if missing > 0 and world.kinds[v.kind].biological:
         given = min(kind.heal_rate, missing, u.energy / kind.heal_cost)
         v.health += given
         u.energy -= given * kind.heal_cost
+    return STAY
 
 
 @njit(**JIT)
@@ -634,15 +651,19 @@ def live(i, units, world, book):
             seek_patient(i, units, world)
         elif u.windup < 0:
             acquire(i, units, world, book.clock)
+    x, y, stop_at = u.goal_x, u.goal_y, STAY
     if u.target >= 0 and (u.order == AUTO or u.order == ATTACK):
+        x, y = units[u.target].x, units[u.target].y
         if kind.heal_rate > 0:
-            heal(i, u.target, units, world)
+            stop_at = heal(i, u.target, units, world)
         else:
-            fight(i, u.target, units, world, book)
+            stop_at = fight(i, u.target, units, world, book)
     elif u.order == MOVE or (u.order == AUTO and u.goal_x >= 0):
-        advance(i, u.goal_x, u.goal_y, 0.0, units, world)
+        stop_at = 0.0
     else:
         u.speed = 0.0
+    if stop_at != STAY:
+        advance(i, x, y, stop_at, units, world)
 
 
 @njit(**JIT)
@@ -690,7 +711,7 @@ def begin(units, template, world, book):
         shift_y = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
         for i in range(len(units)):  # no block is shifted into a wall
             u = template[i]
-            if u.side == side and not world.walkable[int(u.x + shift_x), int(u.y + shift_y)]:
+            if u.side == side and wall(u, u.x + shift_x, u.y + shift_y, world):
                 shift_x = shift_y = 0.0
         for i in range(len(units)):
             if template[i].side == side:
@@ -713,7 +734,7 @@ def play(units, actions, world, book):
             # the sides take turns at going first, so that neither gains by it
             i = k if book.clock % 2 == 0 else len(units) - 1 - k
             live(i, units, world, book)
-        part(units, world)
+        push_apart(units, world)
         book.clock += 1
         bang = True
         while bang:  # one explosion may set off the next

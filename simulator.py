@@ -23,14 +23,11 @@ O observation size, S state size.
 """
 
 import argparse
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import get_num_threads, njit, prange, set_num_threads
 
 from battle import (
     AUTO,
@@ -39,6 +36,7 @@ from battle import (
     FIRST_TARGET,
     HOLD,
     JIT,
+    KERNEL,
     MAPS,
     NO_OP,
     NORTH,
@@ -60,8 +58,8 @@ from battle import (
 WON, LOST, DRAWN, GOES_ON = range(4)
 SEED_STRIDE = 0x632BE59BD9B4E019  # odd, so that different seeds start different streams
 SIGHT_RANGE, SHOOT_RANGE = 9.0, 6.0  # SMAC's, centre to centre, for every unit type
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-POOL = ThreadPoolExecutor(max(THREADS - 1, 1), thread_name_prefix="battles")
+THREADS = get_num_threads()
+SKIP, BEGIN, PLAY, SHOW = range(4)  # what is to be done in a battle, see run_battles
 
 
 class Step(NamedTuple):
@@ -332,7 +330,7 @@ def score(units, world):
     return reward, DRAWN if enemies == 0 else GOES_ON
 
 
-@njit(**JIT)
+@njit(**KERNEL)
 def judge(units, world, book):
     """Write reward, terminated, truncated and battle_won of the step just played into book."""
     reward, outcome = score(units, world)
@@ -348,7 +346,7 @@ def judge(units, world, book):
     book.battle_won = outcome == WON
 
 
-@njit(**JIT)
+@njit(**KERNEL)
 def first_illegal(actions, avail):
     """Index (battle * N + agent) of the first action that is not available, or -1."""
     E, N, A = avail.shape
@@ -359,33 +357,26 @@ def first_illegal(actions, avail):
     return -1
 
 
-@njit(**JIT)
-def begin_battles(mask, units, template, world, book, last_actions):
-    """Begin the battles in mask (E,)."""
-    for b in range(len(units)):
-        if mask[b]:
+@njit(parallel=True, **KERNEL)
+def run_battles(todo, actions, units, template, worlds, book, last_actions, obs, state, avail):
+    """Do in every battle what todo (E,) says: BEGIN a new one, PLAY a step, SHOW it, or SKIP it.
+
+    One kernel for all of this, because each one takes seconds to compile; `worlds` is the world in
+    an array of one, because numba cannot hand a record alone to threads.
+    """
+    for b in prange(len(units)):
+        world = worlds[0]
+        if todo[b] == BEGIN:
             begin(units[b], template, world, book[b])
             for i in range(world.n_allies):
                 last_actions[b, i] = -1
-
-
-@njit(nogil=True, **JIT)
-def step_battles(first, last, actions, units, world, book, last_actions, obs, state, avail):
-    """One step of battles first to last - 1."""
-    for b in range(first, last):
-        play(units[b], actions[b], world, book[b])
-        for i in range(world.n_allies):
-            last_actions[b, i] = actions[b, i]
-        book[b].steps += 1
-        judge(units[b], world, book[b])
-        observe(units[b], world, book[b].steps, last_actions[b], obs[b], state[b], avail[b])
-
-
-@njit(nogil=True, **JIT)
-def observe_battles(first, last, mask, units, world, book, last_actions, obs, state, avail):
-    """Observe those of battles first to last - 1 that mask (E,) names."""
-    for b in range(first, last):
-        if mask[b]:
+        elif todo[b] == PLAY:
+            play(units[b], actions[b], world, book[b])
+            for i in range(world.n_allies):
+                last_actions[b, i] = actions[b, i]
+            book[b].steps += 1
+            judge(units[b], world, book[b])
+        if todo[b] != SKIP:
             observe(units[b], world, book[b].steps, last_actions[b], obs[b], state[b], avail[b])
 
 
@@ -408,6 +399,7 @@ class BattleSim:
     """
 
     name = "sim"
+    _SHOWN = ("last_actions", "obs", "state", "avail_actions")
 
     def __init__(
         self, map_name, n_envs=1, seed=0, *, balance="liberty", terrain=None, terrain_height=None,
@@ -427,7 +419,8 @@ class BattleSim:
         self._facts = unit_facts(balance)
         self._kind_names = list(self._facts)
         game_map = MAPS[map_name]
-        self.world = self._build_world(game_map, terrain, terrain_height)
+        self._worlds = self._build_world(game_map, terrain, terrain_height)
+        self.world = self._worlds[0]
         self._template = np.concatenate(
             [self._spawn(game_map, "ally"), self._spawn(game_map, "enemy")]
         )
@@ -456,17 +449,22 @@ class BattleSim:
         self.state = np.zeros((E, self.state_dim), np.float32)
         self.avail_actions = np.zeros((E, N, A), np.bool_)
         # a thread is worth its call from about this many units on
-        self._n_shares = min(THREADS, E, max(E * len(self._template) // 64, 1))
+        self._n_threads = min(THREADS, E, max(E * len(self._template) // 64, 1))
+        self._all_play = np.full(E, PLAY)
         self.reset()
 
     def _build_world(self, game_map, terrain, terrain_height):
-        """The world record of a map."""
+        """The world record of a map, in an array of one."""
         walkable, with_cliffs = read_terrain(game_map["terrain"] if terrain is None else terrain)
-        world = np.zeros(1, world_dtype(*walkable.shape))[0]
+        worlds = np.zeros(1, world_dtype(*walkable.shape))
+        world = worlds[0]
         world["walkable"], world["with_cliffs"] = walkable, with_cliffs
         world["max_distance"] = walkable.shape
         world["height"] = 127 if terrain_height is None else terrain_height
-        fill_routes(walkable, world["route"])
+        xs, ys = np.nonzero(walkable)  # open ground: the walkable cells are a rectangle
+        world["open_ground"] = walkable[xs.min() : xs.max() + 1, ys.min() : ys.max() + 1].all()
+        if not world["open_ground"]:
+            fill_routes(walkable, world["route"])
         world["kinds"] = kind_table(self._facts, self._kind_names)
         agent_order, enemy_order = (
             game_map["agent_unit_order"],
@@ -488,7 +486,7 @@ class BattleSim:
         world["goals"] = goals[0], goals[-1]
         for name, value in self.options._asdict().items():
             world[name] = value
-        return world
+        return worlds
 
     def _spawn(self, game_map, side):
         """Fresh UNIT rows of one side at their start positions, in SMAC's order."""
@@ -538,23 +536,19 @@ class BattleSim:
         state_dim += options.state_last_action * N * self.n_actions
         return obs_dim, state_dim + options.state_timestep_number
 
-    def _on_threads(self, kernel, *args):
-        """kernel(first, last, *args) over all battles, a share of them on each thread."""
-        shares = [self.n_envs * k // self._n_shares for k in range(self._n_shares + 1)]
-        running = [POOL.submit(kernel, first, last, *args) for first, last in pairwise(shares[1:])]
-        kernel(0, shares[1], *args)
-        for share in running:
-            share.result()
-
-    def _boards(self):
-        """The arrays that show the battles, in the order the kernels take them."""
-        return self.last_actions, self.obs, self.state, self.avail_actions
+    def _run(self, todo, actions=None):
+        """todo: SKIP, BEGIN, PLAY or SHOW for each battle, (E,). actions (E, N) are for PLAY."""
+        actions = self.last_actions if actions is None else actions
+        set_num_threads(self._n_threads)
+        run_battles(
+            *(todo, actions, self.units, self._template, self._worlds, self.book),
+            *(getattr(self, name) for name in self._SHOWN),
+        )
 
     def reset(self, mask=None):
         """Begin new battles where mask (E,) bool is True (everywhere if None)."""
         mask = np.ones(self.n_envs, np.bool_) if mask is None else np.asarray(mask, np.bool_)
-        begin_battles(mask, self.units, self._template, self.world, self.book, self.last_actions)
-        observe_battles(0, self.n_envs, mask, self.units, self.world, self.book, *self._boards())
+        self._run(np.where(mask, BEGIN, SKIP))
 
     def step(self, actions):
         """Play one step of every battle.
@@ -574,7 +568,7 @@ class BattleSim:
         over = self.book["terminated"] | self.book["truncated"]
         if over.any():
             raise ValueError(f"environment {over.argmax()}: the battle is over, reset it first")
-        actions = actions.astype(np.int64)
+        actions = actions.astype(np.int64, copy=False)
         illegal = first_illegal(actions, self.avail_actions)
         if illegal >= 0:
             b, i = divmod(illegal, self.n_agents)
@@ -582,7 +576,7 @@ class BattleSim:
                 f"environment {b}: agent {i} cannot perform action {actions[b, i]} "
                 f"(available: {np.flatnonzero(self.avail_actions[b, i]).tolist()})"
             )
-        self._on_threads(step_battles, actions, self.units, self.world, self.book, *self._boards())
+        self._run(self._all_play, actions)
         return Step(
             reward=self.book["reward"].astype(np.float32),
             terminated=self.book["terminated"].astype(np.bool_),
@@ -633,20 +627,19 @@ class BattleSim:
         self.last_actions[battle] = -1 if last_actions is None else last_actions
         book = self.book[battle]
         book["clock"], book["steps"], book["terminated"], book["truncated"] = 0, steps, 0, 0
-        mask = np.arange(self.n_envs) == battle
-        observe_battles(0, self.n_envs, mask, self.units, self.world, self.book, *self._boards())
+        self._run(np.where(np.arange(self.n_envs) == battle, SHOW, SKIP))
 
     def state_dict(self):
         """Copies of every array the battles depend on, as plain numbers, for a bit-exact resume."""
         saved = {"units": self.units.view(np.uint8), "book": self.book.view(np.uint8)}
-        saved |= zip(("last_actions", "obs", "state", "avail_actions"), self._boards(), strict=True)
+        saved |= {name: getattr(self, name) for name in self._SHOWN}
         return {name: array.copy() for name, array in saved.items()}
 
     def load_state_dict(self, saved):
         """Go on from a state_dict() of the same map, options and number of battles."""
         self.units[...] = np.ascontiguousarray(saved["units"]).view(UNIT)
         self.book[...] = np.ascontiguousarray(saved["book"]).view(BOOK)
-        for name in ("last_actions", "obs", "state", "avail_actions"):
+        for name in self._SHOWN:
             getattr(self, name)[...] = saved[name]
 
     def close(self):
