@@ -12,6 +12,8 @@ E environments run side by side with N agents, A actions, O numbers per observat
     env.step(actions)  (E, N) int64 ->     Step(reward (E,) float32; terminated, truncated,
                                                 battle_won, aborted, each (E,) bool)
     env.close()
+    env.state_dict(), env.load_state_dict(saved)    optional; without them tests interrupt running
+                                                    episodes, and --resume does not go on exactly
     env.name, env.version                  what is really being played, for config.json
 
 - Nothing resets itself: after a step the arrays hold the last observation of a finished episode;
@@ -21,8 +23,8 @@ E environments run side by side with N agents, A actions, O numbers per observat
 - The arrays and the fields of Step are overwritten by the next step or reset: copy what you keep.
 - Environment i is seeded with seed + i.
 
-Your own environment: write a class with these names (TwoStepGame is the shortest), and return it
-from make_env.
+Your own environment: write a class with these names (TwoStepGame is the shortest), add its name to
+ENVS and return it from make_env.
 """
 
 import contextlib

@@ -28,6 +28,7 @@ PAPER = {
     "buffer_size": 5000,
     "epsilon_anneal_steps": 50_000,
 }
+CORES = torch.get_num_threads()  # asked before train.py sets it to 1
 # Flags that say what to do now, not what the run is: not kept in config.json.
 NOT_KEPT = ("evaluate", "resume", "save_replay", "run_dir", "runs")
 MAY_CHANGE = ("steps", "device", "threads", "sc2_timeout", "save_buffer")  # together with --resume
@@ -163,7 +164,7 @@ def parse_args(argv=None):
         parser.error("--device cuda: torch finds no CUDA device here, use --device cpu")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.threads = args.threads or min(torch.get_num_threads(), 4)
+    args.threads = args.threads or min(CORES, 4)
     return args, parser, config
 
 

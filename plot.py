@@ -216,12 +216,13 @@ def main(argv=None):
     parser = Parser(prog="plot.py", description="Learning curves: median and quartiles over seeds.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="made by train.py")
     parser.add_argument(
-        "--out", type=Path, default=Path("curves"), metavar="PATH", help="without .png (curves)"
+        "--out", type=Path, metavar="PATH", help="without .png (curves, or battle with --battle)"
     )
     parser.add_argument(
         "--battle", action="store_true", help="draw a battle of one run instead of curves"
     )
     args = parser.parse_args(argv)
+    args.out = args.out or Path("battle" if args.battle else "curves")
     if args.battle and len(args.runs) > 1:
         parser.error(f"--battle takes one run directory, not {len(args.runs)}")
     try:

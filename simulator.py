@@ -466,10 +466,19 @@ class BattleSim:
         if not world["open_ground"]:
             fill_routes(walkable, world["route"])
         world["kinds"] = kind_table(self._facts, self._kind_names)
-        agent_order, enemy_order = (
-            game_map["agent_unit_order"],
-            game_map.get("enemy_type_order", []),
-        )
+        agent_order = game_map["agent_unit_order"]
+        enemy_order = game_map.get("enemy_type_order", [])
+        allies, enemies = ({group[0] for group in game_map[side]} for side in ("ally", "enemy"))
+        if unknown := (allies | enemies) - set(self._kind_names):
+            known = ", ".join(self._kind_names)
+            raise ValueError(f"unknown unit {min(unknown)!r}: choose from {known}")
+        if missing := allies - set(agent_order):
+            raise ValueError(f"agent_unit_order lacks {min(missing)!r}")
+        if enemy_order and (enemies - set(enemy_order) or len(agent_order) > len(enemy_order)):
+            raise ValueError(
+                "enemy_type_order must list every type of enemy, and not fewer types than"
+                " agent_unit_order: both sides share the type bits"
+            )
         for kind, name in zip(world["kinds"], self._kind_names, strict=True):
             kind["ally_bit"] = agent_order.index(name) if name in agent_order else 0
             kind["enemy_bit"] = enemy_order.index(name) if name in enemy_order else 0

@@ -10,7 +10,6 @@ states: place the units, compare what the simulator shows. E battles, N agents, 
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +306,21 @@ def test_a_map_of_ones_own(monkeypatch):
     sim.step(np.ones((1, 4), int))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ally": [["Marin", 3, 9, 16]]}, "unknown unit 'Marin'"),
+        ({"ally": [["Zealot", 3, 9, 16]]}, "agent_unit_order lacks 'Zealot'"),
+        ({"enemy_type_order": ["Zealot"]}, "enemy_type_order must list"),
+        ({"agent_unit_order": ["Marine", "Zealot"], "enemy_type_order": ["Marine"]}, "not fewer"),
+    ],
+)
+def test_a_wrong_map_is_refused(monkeypatch, change, words):
+    monkeypatch.setitem(MAPS, "mine", {**MAPS["3m"], **change})
+    with pytest.raises(ValueError, match=words):
+        BattleSim("mine")
+
+
 def test_balances_differ():
     liberty, ladder = (simulator.unit_facts(b)["Stalker"]["weapon"] for b in ("liberty", "ladder"))
     assert (liberty["damage"], ladder["damage"]) == (10, 13)
@@ -414,7 +428,7 @@ def test_sane_under_random_play_for_long(name):
 
 
 if __name__ == "__main__":
-    battles = int(sys.argv[1]) if sys.argv[1:] else 1000
+    battles = 1000
     print(
         f"Share of {battles} battles won\n\n| map | {' | '.join(PLAYERS)} |\n|---|--:|--:|--:|--:|"
     )

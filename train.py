@@ -11,6 +11,7 @@ Every run leaves a directory behind; run.py says what is in it.
 Shapes: E environments, N agents, A actions, O observation, S state, H GRU width.
 """
 
+import contextlib
 import math
 import shutil
 import sys
@@ -318,8 +319,9 @@ def train(args, run, folder, files):
     except FloatingPointError as error:
         complaint = f"not finite at t_env {p.t_env}: {error}; a lower --lr may help"
     except GameUnavailable as error:
-        save()
-        complaint = f"{error}; go on from t_env {p.t_env} with --resume {folder}"
+        complaint = f"{error}; go on with --resume {folder}"
+        with contextlib.suppress(OSError):
+            save()
     except OSError as error:
         complaint = f"cannot write {folder}: {error}; mend that and --resume {folder}"
     finally:
@@ -365,7 +367,8 @@ def main(argv=None):
     except (ValueError, GameUnavailable) as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"{error.filename}: {error.strerror}; is --runs or --run-dir right?")
+        where = f"{error.filename}: " if error.filename else ""
+        parser.error(f"{where}{error.strerror}; is --runs or --run-dir right?")
     return train(args, *prepared)
 
 
