@@ -590,6 +590,7 @@ def test_two_step_game_in_short(monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_two_step_game(seed):
+    torch.set_num_threads(1)  # as the script does
     check_two_step_game(two_step_game.play("qmix", seed), tolerance=0.10, best=8)
     check_two_step_game(two_step_game.play("vdn", seed), tolerance=0.35, best=7)
 
