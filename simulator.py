@@ -448,8 +448,6 @@ class BattleSim:
         self.obs = np.zeros((E, N, self.obs_dim), np.float32)
         self.state = np.zeros((E, self.state_dim), np.float32)
         self.avail_actions = np.zeros((E, N, A), np.bool_)
-        # a thread is worth its call from about this many units on
-        self._n_threads = min(THREADS, E, max(E * len(self._template) // 64, 1))
         self._all_play = np.full(E, PLAY)
         self.reset()
 
@@ -548,7 +546,9 @@ class BattleSim:
     def _run(self, todo, actions=None):
         """todo: SKIP, BEGIN, PLAY or SHOW for each battle, (E,). actions (E, N) are for PLAY."""
         actions = self.last_actions if actions is None else actions
-        set_num_threads(self._n_threads)
+        # a thread is worth its call from about this many units on
+        units = np.count_nonzero(todo != SKIP) * len(self._template)
+        set_num_threads(max(1, min(THREADS, units // 64)))
         run_battles(
             *(todo, actions, self.units, self._template, self._worlds, self.book),
             *(getattr(self, name) for name in self._SHOWN),

@@ -239,7 +239,6 @@ def test_damage_per_second(name, fact):
         units[0]["x"], units[0]["y"], units[0]["radius"] = 16 + gap, 16, facts["radius"]
         units[0]["health"] = 1e9
         units[2]["goal_x"] = -1
-    sim._n_threads = 1  # a thread more would cost more than it saves
     dealt = np.zeros(8)
     for _ in range(loops // 8):
         before = sim.units["health"][:, 0].copy()
