@@ -68,7 +68,7 @@ class Mixer(nn.Module):
             raise ValueError(f"unknown mixer {kind!r}: choose one of {', '.join(MIXERS)}")
         if hypernet_layers not in (1, 2):
             raise ValueError(f"hypernet_layers is {hypernet_layers}: it must be 1 or 2")
-        self.kind, self.switches = kind, MIXERS[kind]
+        self.switches = MIXERS[kind]
         self.n_agents, self.mixing_embed_dim = n_agents, mixing_embed_dim
         weights, hidden, state_term = self.switches
         N, S, M = n_agents, state_dim, mixing_embed_dim

@@ -411,8 +411,8 @@ class BattleSim:
             raise ValueError(
                 f"unknown option {min(unknown)!r}: choose from {', '.join(Options._fields)}"
             )
-        if n_envs < 1 or seed < 0:
-            raise ValueError(f"n_envs must be >= 1 and seed >= 0, not {n_envs} and {seed}")
+        if n_envs < 1 or not 0 <= seed < 2**63:
+            raise ValueError(f"n_envs must be >= 1 and 0 <= seed < 2**63, not {n_envs} and {seed}")
         self.options = options = Options(**options)
         self.map_name, self.n_envs, self.balance = map_name, n_envs, balance
         self.version = f"simulator, {balance} balance"
@@ -608,8 +608,10 @@ class BattleSim:
             steps: steps of the episode gone by.
 
         Afterwards obs[battle], state[battle] and avail_actions[battle] show the placed units.
-        Raises ValueError for wrong shapes and unknown unit names.
+        Raises ValueError for wrong shapes, unknown unit names and battles that are not there.
         """
+        if not 0 <= battle < self.n_envs:
+            raise ValueError(f"battle must be from 0 to {self.n_envs - 1}, not {battle}")
         units = self._template.copy()
         sides = (
             ("ally", ally, ally_types, units[: self.n_agents]),
@@ -791,8 +793,8 @@ def main():
     parser.add_argument("--n-envs", type=int, default=64, help="battles at once")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure")
     args = parser.parse_args()
-    if args.n_envs < 1 or not 0 < args.seconds < 3600:
-        parser.error("--n-envs must be at least 1 and --seconds between 0 and 3600")
+    if not (1 <= args.n_envs <= 10_000 and 0 < args.seconds < 3600):
+        parser.error("--n-envs must be from 1 to 10000 and --seconds between 0 and 3600")
     sim, rng = BattleSim(args.map, args.n_envs), np.random.default_rng(0)
     sim.step(random_actions(sim.avail_actions, rng))  # compiles
     steps, stepping, wins, episodes = 0, 0.0, 0, 0

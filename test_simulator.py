@@ -29,7 +29,6 @@ from simulator import (
 
 GOLDEN = np.load(Path(__file__).with_name("test_golden.npz"))
 META = json.loads(str(GOLDEN["meta_json"]))
-FIRST_MAPS = ("3m", "8m", "2s3z", "3s5z")
 
 
 def golden_sim(key, **options):
@@ -283,10 +282,13 @@ def test_illegal_actions_are_named(actions, words):
 
 
 def test_wrong_arguments():
-    for wrong in ({"map_name": "4m"}, {"n_envs": 0}, {"seed": -1}, {"balance": "x"}, {"colour": 1}):
+    names = {"map_name": "4m"}, {"balance": "x"}, {"colour": 1}
+    for wrong in (*names, {"n_envs": 0}, {"seed": -1}, {"seed": 2**63}):
         with pytest.raises(ValueError):
             BattleSim(**({"map_name": "3m"} | wrong))
     sim = BattleSim("3m")
+    with pytest.raises(ValueError, match="battle must be"):
+        sim.place_units(-1, np.zeros((3, 6)), np.zeros((3, 6)))
     with pytest.raises(ValueError, match="ally"):
         sim.place_units(0, np.zeros((2, 6)), np.zeros((3, 6)))
     with pytest.raises(ValueError, match="enemy_types"):
