@@ -315,6 +315,12 @@ def wall(u, x, y, world):
 
 
 @njit(**JIT)
+def turned(hx, hy, k):
+    """The heading (hx, hy), turned left by k * 22.5 degrees."""
+    return hx * COS[k] - hy * SIN[k], hx * SIN[k] + hy * COS[k]
+
+
+@njit(**JIT)
 def blocked_headings(i, hx, hy, step, count, units):
     """Bit k is set if a step along (hx, hy), turned left by k * 22.5 degrees, runs into a unit.
 
@@ -329,9 +335,9 @@ def blocked_headings(i, hx, hy, step, count, units):
         apart = dx * dx + dy * dy
         if apart < (reach + step) ** 2 and v.health > 0 and u.layers & v.layers and j != i:
             for k in range(count):
-                after_x = dx - step * (hx * COS[k] - hy * SIN[k])
-                after_y = dy - step * (hx * SIN[k] + hy * COS[k])
-                runs_into = after_x**2 + after_y**2 < min(apart, reach * reach)
+                tx, ty = turned(hx, hy, k)
+                after = (dx - step * tx) ** 2 + (dy - step * ty) ** 2
+                runs_into = after < min(apart, reach * reach)
                 blocked |= runs_into << k
     return blocked
 
@@ -372,9 +378,8 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
             u.detour = 0
             return
     for k in range(HEADINGS):
-        x = u.x + step * (hx * COS[k] - hy * SIN[k])
-        y = u.y + step * (hx * SIN[k] + hy * COS[k])
-        blocked |= wall(u, x, y, world) << k
+        tx, ty = turned(hx, hy, k)
+        blocked |= wall(u, u.x + step * tx, u.y + step * ty, world) << k
     if u.detour == 0:  # the side on which it has to turn less
         u.detour = 1
         for turn in range(1, HALF_TURN):
@@ -387,8 +392,9 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
         for turn in range(1, HALF_TURN):
             k = side * turn % HEADINGS
             if not blocked >> k & 1:
-                u.x += step * (hx * COS[k] - hy * SIN[k])
-                u.y += step * (hx * SIN[k] + hy * COS[k])
+                tx, ty = turned(hx, hy, k)
+                u.x += step * tx
+                u.y += step * ty
                 u.detour = side
                 return
 

@@ -27,18 +27,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agent import RNNAgent, build_inputs, epsilon_greedy
 from buffer import ReplayBuffer
+from flags import Parser
 from learner import QLearner
 from mixer import Mixer
-from simulator import MAPS, BattleSim, StarCraft2Env
+from simulator import MAPS, BattleSim, StarCraft2Env, random_actions
 
 PARTS = ("simulator", "acting", "gradient", "train", "memory")
 HERE = Path(__file__).resolve().parent
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line on stderr, without the usage that argparse would print first."""
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def medians(seconds, **functions):
@@ -55,17 +50,13 @@ def medians(seconds, **functions):
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def random_actions(rng, avail_actions):
-    return (rng.random(avail_actions.shape) * avail_actions).argmax(axis=-1)
-
-
 def play(env, buffer, episodes, rng):
     """Random battles, stored in the buffer, until so many have ended."""
     ended = 0
     env.reset()
     while ended < episodes:
         seen = env.obs.copy(), env.state.copy(), env.avail_actions.copy()
-        actions = random_actions(rng, env.avail_actions)
+        actions = random_actions(env.avail_actions, rng)
         step = env.step(actions)
         over = step.terminated | step.truncated
         buffer.add(*seen, actions, step.reward, step.terminated, step.truncated)
@@ -102,7 +93,7 @@ def simulator(args):
             env.reset()
 
             def one(env=env):
-                step = env.step(random_actions(rng, env.avail_actions))
+                step = env.step(random_actions(env.avail_actions, rng))
                 env.reset(step.terminated | step.truncated)
 
             steps[f"{E} battles"] = one

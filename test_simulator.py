@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import get_num_threads
 
 import simulator
 from simulator import (
@@ -152,13 +153,22 @@ def play(name, n_envs, steps, seed=0, check=None, first=0):
 
 
 def test_same_seed_same_bytes_whatever_the_threads(monkeypatch):
-    one = play("2s3z", 12, 150)
+    one = play("2s3z", 26, 150)  # 260 units: enough for four threads
     monkeypatch.setattr(simulator, "THREADS", 1)
-    for a, b in zip(one, play("2s3z", 12, 150), strict=True):
+    for a, b in zip(one, play("2s3z", 26, 150), strict=True):
         assert a.tobytes() == b.tobytes()
     assert any(
-        a.tobytes() != b.tobytes() for a, b in zip(one, play("2s3z", 12, 150, seed=99), strict=True)
+        a.tobytes() != b.tobytes() for a, b in zip(one, play("2s3z", 26, 150, seed=99), strict=True)
     )
+
+
+@pytest.mark.skipif(simulator.THREADS == 1, reason="one core")
+def test_many_battles_share_the_threads():
+    sim = BattleSim("2s3z", 26)
+    sim.step(np.ones((26, 5), int))
+    assert get_num_threads() == min(simulator.THREADS, 4)
+    sim.reset(np.arange(26) == 3)  # one battle is not worth it
+    assert get_num_threads() == 1
 
 
 def test_battles_do_not_know_of_each_other():
@@ -329,7 +339,7 @@ def test_balances_differ():
 
 # ------------------------------------------------------------------- fights of scripted players
 
-# What the SMAC paper calls the maps on which both sides have the same units, and its hard ones.
+# Maps on which both sides have the same units, and maps on which the simplest player must fail.
 SYMMETRIC = ("3m", "8m", "25m", "2s3z", "3s5z", "MMM")
 HARD = (
     "5m_vs_6m", "8m_vs_9m", "10m_vs_11m", "27m_vs_30m", "3s5z_vs_3s6z", "MMM2", "3s_vs_5z",
@@ -365,9 +375,10 @@ def scripted(sim, player):
 
     heals = kinds["heal_rate"][:, :N] > 0  # (E, N)
     if heals.any():
-        share = (sim.units["health"] / kinds["health"])[:, : far.shape[-1]]  # of allies, at most M
-        patients = np.full(far[:, 0].shape, np.inf)  # (E, M), as healers number their targets
-        patients[:, :N] = np.where((share < 1)[:, :N], share[:, :N], np.inf)
+        n = min(far.shape[1:])  # a healer's target j is ally j, and it has at most M targets
+        share = (sim.units["health"] / kinds["health"])[:, :n]
+        patients = np.full(far[:, 0].shape, np.inf)  # (E, M)
+        patients[:, :n] = np.where(share < 1, share, np.inf)
         rank = np.where(heals[..., None], patients[:, None], rank)
         may = may & np.isfinite(rank)
         fighters = alive[:, :N] & ~heals
