@@ -31,6 +31,7 @@ version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).he
 cache = Path(__file__).parent / "__pycache__" / f"numba_{version}"
 os.environ.setdefault("NUMBA_CACHE_DIR", str(cache))
 os.environ.setdefault("NUMBA_OPT", "1")  # compiles sooner than 3, and runs no slower
+os.environ.setdefault("NUMBA_LOOP_VECTORIZE", "0")  # gathering records is slower than one by one
 numba.core.config.reload_config()
 
 DATA = json.loads(Path(__file__).with_name("smac_maps.json").read_text())
@@ -324,7 +325,8 @@ def turned(hx, hy, k):
 def blocked_headings(i, hx, hy, step, count, units):
     """Bit k is set if a step along (hx, hy), turned left by k * 22.5 degrees, runs into a unit.
 
-    Only bits 0 to count - 1 are looked at. Units that already overlap may move apart.
+    Only bits 0 to count - 1 are looked at. Units that already overlap may move apart. With d from
+    this unit to another one and t along a heading, |d - step t|^2 < limit^2 is d t > bound.
     """
     u = units[i]
     blocked = 0
@@ -334,11 +336,10 @@ def blocked_headings(i, hx, hy, step, count, units):
         reach = SQUEEZE * (u.body + v.body)
         apart = dx * dx + dy * dy
         if apart < (reach + step) ** 2 and v.health > 0 and u.layers & v.layers and j != i:
+            ahead, left = dx * hx + dy * hy, dy * hx - dx * hy
+            bound = (apart + step * step - min(apart, reach * reach)) / (2 * step)
             for k in range(count):
-                tx, ty = turned(hx, hy, k)
-                after = (dx - step * tx) ** 2 + (dy - step * ty) ** 2
-                runs_into = after < min(apart, reach * reach)
-                blocked |= runs_into << k
+                blocked |= (ahead * COS[k] + left * SIN[k] > bound) << k
     return blocked
 
 
@@ -377,26 +378,18 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
             u.y += hy * step
             u.detour = 0
             return
-    for k in range(HEADINGS):
+    for n in range(2 * HALF_TURN - 2):
+        if u.detour == 0:  # to whichever side it has to turn less
+            turn, side = 1 + n // 2, 1 - n % 2 * 2
+        else:
+            turn, side = 1 + n % (HALF_TURN - 1), u.detour if n < HALF_TURN - 1 else -u.detour
+        k = side * turn % HEADINGS
         tx, ty = turned(hx, hy, k)
-        blocked |= wall(u, u.x + step * tx, u.y + step * ty, world) << k
-    if u.detour == 0:  # the side on which it has to turn less
-        u.detour = 1
-        for turn in range(1, HALF_TURN):
-            if not blocked >> turn & 1:
-                break
-            if not blocked >> (HEADINGS - turn) & 1:
-                u.detour = -1
-                break
-    for side in (u.detour, -u.detour):
-        for turn in range(1, HALF_TURN):
-            k = side * turn % HEADINGS
-            if not blocked >> k & 1:
-                tx, ty = turned(hx, hy, k)
-                u.x += step * tx
-                u.y += step * ty
-                u.detour = side
-                return
+        if not (blocked >> k & 1 or wall(u, u.x + step * tx, u.y + step * ty, world)):
+            u.x += step * tx
+            u.y += step * ty
+            u.detour = side
+            return
 
 
 @njit(**JIT)

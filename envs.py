@@ -381,22 +381,28 @@ class SMACWorkers:
                 self.games[i].first = seen
 
     def _answers(self, who):
-        """Yield (i, answer) for the games in `who`, all of which were asked something; what breaks
-        instead of answering is restarted and left out."""
-        for i in who:
-            game = self.games[i]
-            left = max(game.deadline - time.monotonic(), 0)
-            fault, answer = "no answer in time", None
-            if game.pipe.poll(left):
-                try:
-                    fault, answer = game.pipe.recv()
-                except (EOFError, OSError):
-                    fault = "its worker process was killed"
-            if fault:
-                self._restart(i, fault)
-            else:
-                game.deadline = None
-                yield i, answer
+        """Yield (i, answer) for the games in `who`, all of which were asked something, as they
+        come: the work on one is done while the others play. What breaks is restarted, left out."""
+        waiting = {self.games[i].pipe.fileno(): i for i in who}
+        ready = select.poll()
+        for pipe in waiting:
+            ready.register(pipe, select.POLLIN)
+        while waiting:
+            left = min(self.games[i].deadline for i in waiting.values()) - time.monotonic()
+            for pipe, _ in ready.poll(max(left, 0) * 1000):
+                ready.unregister(pipe)
+                i, fault = waiting.pop(pipe), "its worker process was killed"
+                with contextlib.suppress(EOFError, OSError):
+                    fault, answer = self.games[i].pipe.recv()
+                if fault:
+                    self._restart(i, fault)
+                else:
+                    self.games[i].deadline = None
+                    yield i, answer
+            now = time.monotonic()
+            for pipe in [pipe for pipe, i in waiting.items() if self.games[i].deadline < now]:
+                ready.unregister(pipe)
+                self._restart(waiting.pop(pipe), "no answer in time")
 
     def _restart(self, i, fault):
         game = self.games[i]

@@ -110,7 +110,7 @@ def build_parser():
     group = parser.add_argument_group("exploration", "epsilon falls in a straight line, then stays")
     flag("--epsilon-start", fraction, 1.0, "probability of a random action, at step 0")
     flag("--epsilon-finish", fraction, 0.05, "probability of a random action, in the end")
-    flag("--epsilon-anneal-steps", count, 20_000, "environment steps from start to finish")
+    flag("--epsilon-anneal-steps", count, 50_000, "environment steps from start to finish")
 
     group = parser.add_argument_group("networks")
     flag("--hidden-dim", width, 64, "units of the agents' GRU")
