@@ -169,27 +169,7 @@ class ReplayBuffer:
         )
         return Batch(*map(torch.from_numpy, arrays))
 
-    def state_dict(self) -> dict:
-        """All episodes, the open ones too, without padding; as tensors, which torch.save takes."""
-        state = {name: torch.from_numpy(a[self._written(a)]) for name, a in self.data.items()}
-        for name in ("length", "open", "ring"):
-            state[name] = torch.from_numpy(getattr(self, name).copy())
-        return state | {"head": self.head, "count": self.count}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError if the state is that of a buffer of another size."""
-        if state["ring"].shape != self.ring.shape or state["open"].shape != self.open.shape:
-            raise ValueError(
-                f"the saved replay buffer has room for {len(state['ring'])} episodes of"
-                f" {len(state['open'])} environments, this one for {self.capacity} of {self.n_envs}"
-            )
-        for name in ("length", "open", "ring"):
-            setattr(self, name, state[name].numpy().copy())
-        self.head, self.count = state["head"], state["count"]
-        for name, array in self.data.items():
-            array[self._written(array)] = state[name].numpy()
-
-    def _written(self, array: np.ndarray) -> np.ndarray:
+    def written(self, array: np.ndarray) -> np.ndarray:
         """(slots, array's time) bool: which steps of the array belong to an episode."""
         extra = array.shape[1] - self.episode_limit  # 1 for arrays with a last observation
         return np.arange(array.shape[1]) < (self.length + extra)[:, None]

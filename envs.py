@@ -73,12 +73,14 @@ def make_env(env="auto", map_name="2s3z", n_envs=None, seed=0, sc2_timeout=60.0)
             return SMACWorkers(map_name, n_envs or default_n_games(), seed, sc2_timeout)
         if env == "sc2":
             raise ValueError(f"StarCraft II cannot be played here: {problem}")
-        print(f"Playing the simulator, not StarCraft II: {problem}", file=sys.stderr)
     if env == "two_step":
         return TwoStepGame(n_envs or SIM_BATTLES, seed)
     from simulator import BattleSim
 
-    return BattleSim(map_name, n_envs or SIM_BATTLES, seed)
+    sim = BattleSim(map_name, n_envs or SIM_BATTLES, seed)
+    if env == "auto":
+        print(f"Playing the simulator, not StarCraft II: {problem}", file=sys.stderr)
+    return sim
 
 
 class TwoStepGame:

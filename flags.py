@@ -31,7 +31,8 @@ PAPER = {
 CORES = torch.get_num_threads()  # asked before train.py sets it to 1
 # Flags that say what to do now, not what the run is: not kept in config.json.
 NOT_KEPT = ("evaluate", "resume", "save_replay", "run_dir", "runs")
-MAY_CHANGE = ("steps", "device", "threads", "sc2_timeout", "save_buffer")  # together with --resume
+# Flags that may change together with --resume.
+MAY_CHANGE = ("steps", "lr", "lr_finish", "device", "threads", "sc2_timeout", "save_buffer")
 
 
 class Parser(argparse.ArgumentParser):
@@ -149,7 +150,7 @@ def parse_args(argv=None):
     if args.resume or args.evaluate:
         try:
             config = read_config(args.resume or args.evaluate)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             parser.error(str(error))
         args = add_kept_flags(parser, args, argv, config)
     if args.resume and args.run_dir:

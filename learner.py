@@ -26,6 +26,8 @@ from mixer import Mixer
 # Steps that are unrolled together, see QLearner.unroll: short enough to leave out what has ended
 # and to stay in the processor's cache, long enough to keep the number of calls small.
 BLOCK = 12
+# A step of a part costs as much as it has episodes, and so much for the calls, however many.
+CALLS = 7
 
 
 class QLearner:
@@ -219,15 +221,20 @@ def _per_column(x: Tensor, like: Tensor) -> Tensor:
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """The batch as at most `parts` batches of about equally many steps, without copying: few long
+    """The batch as at most `parts` batches that take about equally long, without copying: few long
     episodes in the first, many short ones in the last, each cut to its own longest."""
     lengths = batch.filled.sum(dim=0).tolist()  # (B,), the longest first
-    ends, steps = [0], 0
-    for b, length in enumerate(lengths, start=1):
-        steps += length
-        if steps * parts >= sum(lengths) * len(ends):
-            ends.append(b)
+    steps = [0, *itertools.accumulate(lengths)]
+
+    def cost(first, end):
+        return steps[end] - steps[first] + CALLS * lengths[first]
+
+    B, ends = len(lengths), [0]
+    for left in range(min(parts, B) - 1, 0, -1):  # this part against the mean of those left
+        first = ends[-1]
+        costs = {e: max(cost(first, e), cost(e, B) / left) for e in range(first + 1, B - left + 1)}
+        ends.append(min(costs, key=costs.get))
     return [
         Batch(*(x[: lengths[first] + len(x) - lengths[0], first:end] for x in batch))
-        for first, end in itertools.pairwise(ends)
+        for first, end in itertools.pairwise([*ends, B])
     ]

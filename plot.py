@@ -30,7 +30,7 @@ COLOURS = {
 }
 SPARE_COLOURS = ["#000000", "#7F7F7F", "#8C564B", "#17BECF", "#BCBD22", "#9467BD"]
 # Flags in which the seeds of one curve may differ.
-INDIFFERENT = {*NOT_KEPT, "seed", "steps", "device", "threads", "save_buffer", "sc2_timeout", "env"}
+INDIFFERENT = {*NOT_KEPT, "seed", "device", "threads", "save_buffer", "sc2_timeout", "env"}
 
 
 def read_run(folder):
@@ -46,6 +46,9 @@ def read_run(folder):
         raise ValueError(f"{path} cannot be read: {type(error).__name__} {error}") from None
     if not rows:
         raise ValueError(f"{folder} has no test in its metrics.csv yet: wait, or leave it out")
+    finite = all(np.isfinite(column).all() for column in columns.values())
+    if not finite or (np.diff(columns["t_env"]) <= 0).any():
+        raise ValueError(f"{path} is damaged: numbers must be finite, and t_env must grow")
     return (config["env"]["name"], config["env"]["map"]), config["flags"], columns
 
 
@@ -176,7 +179,7 @@ def draw_battle(folder, out, moments=5):
     flags, (state, _) = read_config(folder)["flags"], load_checkpoint(folder)
     sim = BattleSim(flags["map"], 1, seed=flags["seed"])
     n_inputs = sim.obs_dim + sim.n_actions + sim.n_agents
-    agent = RNNAgent(n_inputs, sim.n_actions, flags["hidden_dim"])
+    agent = RNNAgent(n_inputs, sim.n_actions, flags.get("hidden_dim", 64))
     load_weights(agent, state["learner"]["agent"])
     players, frames, over = Players(agent, sim), [sim.units[0].copy()], False
     while not over:

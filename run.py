@@ -38,6 +38,7 @@ AVERAGED = {  # over what is counted by the key
     "updates": ("loss", "grad_norm", "q_tot", "target"),
     "episodes": ("train_return", "train_win_rate"),
 }
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.prev.pt")  # the newest, the one before it
 FORMAT = 1  # of checkpoint.pt: raise it when an older one can no longer be read
 MAX_PIECES = 64  # of the replay buffer; more are merged into one
 
@@ -80,8 +81,11 @@ def read_config(folder: Path) -> dict:
         raise ValueError(f"{folder} is not a run directory: it has no config.json")
     try:
         config = json.loads(path.read_text())
-        config["flags"]["map"], config["flags"]["mixer"], config["flags"]["seed"]
-        config["env"]["name"], config["env"]["map"]
+        flags, env = config["flags"], config["env"]
+        names = flags["map"], flags["mixer"], env["name"], env["map"]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"not all of them are names: {names}")
+        int(flags["seed"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or start a new run") from None
     return config
@@ -300,19 +304,25 @@ def save_checkpoint(folder: Path, state: dict) -> None:
     os.replace(new, path)
 
 
+def killed_at_once(folder: Path) -> bool:
+    """True if a run ended before its first checkpoint, which follows its first test."""
+    path = folder / "metrics.csv"
+    tests = path.read_text().splitlines()[1:] if path.exists() else []
+    return len(tests) <= 1 and not any((folder / name).exists() for name in CHECKPOINTS)
+
+
 def load_checkpoint(folder: Path) -> tuple[dict, Path]:
     """The newest whole checkpoint, and the file it came from. Says so if the newest is damaged and
     the one before it is used. Raises ValueError, one line, if there is none."""
     damaged = []
-    for path in (folder / "checkpoint.pt", folder / "checkpoint.prev.pt"):
-        if not path.exists():
-            continue
+    for path in (folder / name for name in CHECKPOINTS if (folder / name).exists()):
         try:
             state = load(path)
         except ValueError as error:
             damaged.append(str(error))
             continue
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
+        kept = {"learner", "progress", "explore", "sampler", "torch", "buffer"}
+        if not isinstance(state, dict) or state.get("format") != FORMAT or not kept <= state.keys():
             raise ValueError(f"{path} is not a checkpoint of this version of the program")
         if damaged:
             print(f"{damaged[0]}: going back to {path.name}, t_env {state['progress']['t_env']}")
@@ -357,14 +367,22 @@ def to_arrays(x):
 
 class BufferFiles:
     """The replay buffer on disk. A full one has hundreds of megabytes, so a checkpoint writes only
-    the open episodes and those closed since the checkpoint before, as a new numbered piece. A piece
-    is deleted when neither checkpoint.pt nor checkpoint.prev.pt needs anything in it."""
+    the open episodes and those closed since the checkpoint before, as a new numbered piece (a file
+    with a number), and remembers for each slot of the buffer which piece holds it. A piece that no
+    slot of checkpoint.pt nor of checkpoint.prev.pt is in is deleted."""
 
     def __init__(self, folder: Path, buffer):
         self.folder, self.buffer = folder / "buffer", buffer
         self.piece = np.full(len(buffer.length), -1)  # (slots,) which piece holds each; -1 none
         self.piece_before = self.piece  # as the checkpoint before has it
         self.episodes = 0  # how many had been closed at the last save
+
+    def pieces(self) -> list[Path]:
+        return [path for path in self.folder.glob("*.pt") if path.stem.isdecimal()]
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.pieces())
 
     def save(self, episodes: int) -> dict:
         """Write what is new; `episodes` have been closed since the run began. Returns what belongs
@@ -377,8 +395,8 @@ class BufferFiles:
         chosen = np.zeros(len(self.piece), bool)
         chosen[buffer.open] = chosen[newest] = True
         self.folder.mkdir(exist_ok=True)
-        number = 1 + max((int(path.stem) for path in self.folder.glob("*.pt")), default=-1)
-        arrays = {name: a[buffer._written(a) & chosen[:, None]] for name, a in buffer.data.items()}
+        number = 1 + max((int(path.stem) for path in self.pieces()), default=-1)
+        arrays = {name: a[buffer.written(a) & chosen[:, None]] for name, a in buffer.data.items()}
         arrays |= {"chosen": chosen, "length": buffer.length}
         path = self.folder / f"{number}.pt"
         write_atomic(path, lambda file: torch.save(to_tensors(arrays), file))
@@ -389,13 +407,13 @@ class BufferFiles:
 
     def clean(self) -> None:
         needed = {f"{n}.pt" for n in np.union1d(self.piece, self.piece_before)}
-        for path in self.folder.iterdir():
+        for path in self.folder.glob("[0-9]*.pt*"):  # half-written ones too
             if path.name not in needed:
                 path.unlink()
 
     def load(self, saved: dict | None, episodes: int) -> None:
         """Fill the buffer again with what `save` returned. Raises ValueError, one line, if that is
-        None, or a piece is missing or damaged; the buffer is empty then."""
+        None, or a piece is missing or damaged; what the buffer holds then is of no use."""
         if saved is None:
             raise ValueError("it was not saved")
         saved, buffer = to_arrays(saved), self.buffer
@@ -405,7 +423,7 @@ class BufferFiles:
             arrays = to_arrays(load(self.folder / f"{number}.pt"))
             buffer.length = arrays["length"]
             for name, a in buffer.data.items():
-                a[buffer._written(a) & arrays["chosen"][:, None]] = arrays[name]
+                a[buffer.written(a) & arrays["chosen"][:, None]] = arrays[name]
         for name in ("length", "open", "ring", "head", "count"):
             value = saved[name]
             setattr(buffer, name, value.copy() if isinstance(value, np.ndarray) else value)
@@ -414,7 +432,7 @@ class BufferFiles:
 
     def delete(self) -> None:
         """For a finished run, which has no use for them."""
-        for path in self.folder.glob("*.pt*"):
+        for path in self.folder.glob("[0-9]*.pt*"):
             path.unlink()
-        if self.folder.is_dir():
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

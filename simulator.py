@@ -792,6 +792,7 @@ def main():
     parser.add_argument("--map", default="2s3z", choices=MAPS, metavar="NAME", help="SMAC map")
     parser.add_argument("--n-envs", type=int, default=64, help="battles at once")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")  # one line
     args = parser.parse_args()
     if not (1 <= args.n_envs <= 10_000 and 0 < args.seconds < 3600):
         parser.error("--n-envs must be from 1 to 10000 and --seconds between 0 and 3600")

@@ -24,6 +24,7 @@ from agent import RNNAgent, build_inputs, epsilon_greedy
 from buffer import Batch, ReplayBuffer
 from learner import QLearner
 from mixer import MIXERS, Mixer
+from run import BufferFiles
 
 
 @pytest.fixture(autouse=True)
@@ -503,12 +504,13 @@ def test_buffer_keeps_the_latest_whole_episodes():
             buffer.add(0, 0, True, 0, 0, False, False)
 
 
-def test_a_restored_buffer_goes_on_exactly():
+def test_a_restored_buffer_goes_on_exactly(tmp_path):
     sizes = {"n_agents": 2, "n_actions": 3, "obs_dim": 3, "state_dim": 1}
     first, second = ReplayBuffer(4, 2, 7, **sizes), ReplayBuffer(4, 2, 7, **sizes)
-    play(first, steps=59)
+    closed = len(play(first, steps=59))
     assert first.length[first.open].all(), "both environments should be in the middle of a game"
-    second.load_state_dict(first.state_dict())
+    saved = BufferFiles(tmp_path, first).save(closed)
+    BufferFiles(tmp_path, second).load(saved, closed)
     for buffer in (first, second):
         buffer.close(np.array([True, True]), *np.ones((3, 2, 1, 1)))
     one, other = (b.sample(4, np.random.default_rng(0)) for b in (first, second))
@@ -516,8 +518,8 @@ def test_a_restored_buffer_goes_on_exactly():
     real = torch.cat((one.filled[:1], one.filled))  # (T + 1, B); padding is not kept
     for x, y in zip(one, other, strict=True):
         assert torch.equal(x[real[-len(x) :]], y[real[-len(x) :]])
-    with pytest.raises(ValueError, match="room for 4 episodes of 2 environments"):
-        ReplayBuffer(5, 2, 7, **sizes).load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="another size"):
+        BufferFiles(tmp_path, ReplayBuffer(5, 2, 7, **sizes)).load(saved, closed)
 
 
 def test_buffer_states_its_size_and_refuses_what_does_not_fit(monkeypatch):

@@ -85,31 +85,26 @@ def test_signal_handlers_are_put_back(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def kill_and_resume(tmp_path, seconds):
-    """Start a run, kill it after so many seconds, resume it, kill it again, ..."""
+def kill_and_resume(folder, seconds):
+    """Start a run, kill it so many seconds after it wrote its config.json, resume it, kill it
+    again, ... Returns how many of them were still running when they were killed."""
     context = multiprocessing.get_context("forkserver")  # clean children that have torch loaded
     context.set_forkserver_preload(["test_resume"])
-    for i, wait in enumerate(seconds):
-        folder = tmp_path / "run"
-        if folder.exists() and not has_checkpoint(folder):  # killed before its first one
-            folder.rename(tmp_path / f"run{i}")
-        work, argv = (resume, ()) if folder.exists() else (start, ("--test-interval", "20"))
-        config = folder / "config.json"
+    config, running = folder / "config.json", 0
+    for wait in seconds:
+        work, argv = (resume, ()) if config.exists() else (start, ("--test-interval", "20"))
         written = config.stat().st_mtime_ns if config.exists() else 0
         child = context.Process(target=quietly, args=(work, folder, *argv))
         child.start()
         while child.is_alive() and not (config.exists() and config.stat().st_mtime_ns > written):
             time.sleep(0.001)
         time.sleep(wait)
+        running += child.is_alive()
         child.kill()
         child.join()
         if (folder / "metrics.csv").exists():
             metrics(folder)
-    return folder
-
-
-def has_checkpoint(folder):
-    return any(folder.glob("checkpoint*.pt"))
+    return running
 
 
 def quietly(work, folder, *argv):
@@ -126,24 +121,37 @@ def often_tested(tmp_path_factory):
 
 
 def finish(folder, reference):
-    if has_checkpoint(folder):
-        with contextlib.suppress(SystemExit):  # if it had got to its end before the kill
-            assert resume(folder) == 0
-        assert same_run(reference, folder)
+    with contextlib.suppress(SystemExit):  # if it had got to its end before the kill
+        assert resume(folder) == 0
+    assert same_run(reference, folder)
 
 
 def test_kill_9(tmp_path, often_tested):
-    finish(kill_and_resume(tmp_path, [0.05, 0.3, 0.2]), often_tested)
+    assert kill_and_resume(tmp_path / "run", [0.0, 0.05, 0.2]) > 0
+    finish(tmp_path / "run", often_tested)
+
+
+def test_killed_before_its_first_checkpoint(tmp_path, often_tested, monkeypatch):
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(train, "save_checkpoint", interrupt)
+        start(tmp_path / "run", "--test-interval", "20")
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+    finish(tmp_path / "run", often_tested)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path, often_tested):
-    rng = np.random.default_rng()
+    rng, running = np.random.default_rng(), 0
     for attempt in range(5):
-        (tmp_path / str(attempt)).mkdir()
         waits = rng.uniform(0, 0.4, 4)
         print("waits", waits)
-        finish(kill_and_resume(tmp_path / str(attempt), waits), often_tested)
+        running += kill_and_resume(tmp_path / str(attempt), waits)
+        finish(tmp_path / str(attempt), often_tested)
+    assert running >= 10
 
 
 @pytest.mark.parametrize("victim", ["checkpoint.new.pt", "metrics.csv", "buffer"])
@@ -299,6 +307,7 @@ def test_not_finite_stops_the_run(tmp_path, monkeypatch, capsys, name):
     err = capsys.readouterr().err
     assert f"{name} nan" in err and len(err.splitlines()) == 1
     assert run.load(tmp_path / "run" / "checkpoint.pt")["progress"]["t_env"] == 200
+    assert resume(tmp_path / "run", "--lr", "0.0001") == 0
 
 
 def test_game_that_is_gone_saves_the_run(tmp_path, monkeypatch, capsys):

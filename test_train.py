@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 
+import benchmark
 import envs
 import flags
 import plot
 import run
+import simulator
 import train
 import two_step_game
 
@@ -381,7 +383,7 @@ TRAIN = [
     "--resume full",
     "--resume file",
     "--resume run",  # finished
-    "--resume run --steps 700 --lr 0.1",
+    "--resume run --steps 700 --gamma 0.5",
     "--resume run --steps 700 --run-dir other",
     "--resume run --evaluate run",
     "--evaluate nowhere",
@@ -413,6 +415,11 @@ OTHERS = [
     (plot, "full"),
     (plot, "run --out file/curves"),
     (plot, "run --what"),
+    (plot, "nowhere --battle"),
+    (simulator, "--map nowhere"),
+    (simulator, "--n-envs 0"),
+    (benchmark, "--maps nowhere"),
+    (benchmark, "--pymarl full"),
     (two_step_game, "--mixer iql"),
     (two_step_game, "--mixer nobody"),
     (two_step_game, "--seed -1"),
@@ -464,7 +471,12 @@ def test_bad_input_of_other_scripts(workplace, capsys, monkeypatch, script, argv
     fails_with_one_line(script, argv, capsys, monkeypatch)
 
 
-@pytest.mark.parametrize("text", ["", "t_env,wall_time\n1,2\n", "t_env,wall_time,test_win_rate\n"])
+HEAD = "t_env,wall_time,test_win_rate\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "t_env,wall_time\n1,2\n", HEAD, HEAD + "1,2,nan\n", HEAD + "2,1,0\n1,2,0\n"]
+)
 def test_plot_refuses_bad_metrics(workplace, capsys, monkeypatch, text):
     (workplace / "metrics.csv").write_text(text)
     fails_with_one_line(plot, "run", capsys, monkeypatch)

@@ -34,6 +34,7 @@ from run import (
     Stop,
     TensorBoard,
     describe,
+    killed_at_once,
     load_checkpoint,
     load_weights,
     report,
@@ -195,11 +196,12 @@ def prepare(args, config):
     flags = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
     flags |= {"n_envs": env.n_envs}
     if args.resume:
-        state, path = load_checkpoint(folder)
-        if Progress(**state["progress"]).is_finished(args.steps):
+        if not killed_at_once(folder):  # else it begins again
+            state, path = load_checkpoint(folder)
+            restore(run, state, files)
+            path.replace(folder / "checkpoint.pt")  # a damaged one must not become the one before
+        if run.progress.is_finished(args.steps):
             raise ValueError(f"{folder} has all its {args.steps} steps: prolong it by --steps")
-        restore(run, state, files)
-        path.replace(folder / "checkpoint.pt")  # a damaged one must not become the one before
         write_config(folder, config | {"flags": flags})
     else:
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -221,7 +223,7 @@ def train(args, run, folder, files):
     env, test_env, learner, buffer = run.env, run.test_env, run.learner, run.buffer
     players, p = run.players, run.progress
     agent, device, everywhere = players.agent, players.hidden.device, np.ones(env.n_envs, bool)
-    room = min(AUTO_BUFFER_BYTES, shutil.disk_usage(folder).free)
+    room = min(AUTO_BUFFER_BYTES, shutil.disk_usage(folder).free + files.size())
     small_enough = args.save_buffer == "auto" and buffer.nbytes <= room
     board, stop = TensorBoard(folder), Stop()
     # A bar where somebody watches (terminal, notebook); a log file gets one line per test.
@@ -317,7 +319,7 @@ def train(args, run, folder, files):
         )
         return 0
     except FloatingPointError as error:
-        complaint = f"not finite at t_env {p.t_env}: {error}; a lower --lr may help"
+        complaint = f"not finite at t_env {p.t_env}: {error}; --resume {folder} with a lower --lr"
     except GameUnavailable as error:
         complaint = f"{error}; go on with --resume {folder}"
         with contextlib.suppress(OSError):
@@ -367,8 +369,7 @@ def main(argv=None):
     except (ValueError, GameUnavailable) as error:
         parser.error(str(error))
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        parser.error(f"{where}{error.strerror}; is --runs or --run-dir right?")
+        parser.error(f"{error}; mend that, or choose another --runs or --run-dir")
     return train(args, *prepared)
 
 
