@@ -613,6 +613,23 @@ def test_two_step_game_refuses_in_one_line(monkeypatch, capsys, arguments, compl
     assert status == 2 and out == "" and complaint in err and err.count("\n") == 1
 
 
+def test_parts_of_a_batch_take_equally_long():
+    """No other cut in two has a cheaper dearest part: all are tried."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        lengths = np.sort(rng.integers(1, 60, 12))[::-1]
+        filled = torch.from_numpy(np.arange(lengths[0])[:, None] < lengths)  # (T, B)
+        parts = learner_module.split(Batch(*[filled] * 8), 2)
+
+        def cost(part):
+            return sum(part) + learner_module.CALLS * part[0]
+
+        cuts = [max(cost(lengths[:end]), cost(lengths[end:])) for end in range(1, 12)]
+        got = [part.filled.sum(dim=0).tolist() for part in parts]
+        assert list(itertools.chain(*got)) == lengths.tolist()
+        assert max(map(cost, got)) == min(cuts)
+
+
 @pytest.mark.parametrize("kind", ["qmix", "iql"])
 @pytest.mark.parametrize("threads", [2, 3, 9])
 def test_threads_change_nothing(kind, threads):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -262,6 +263,22 @@ def test_replay_on_disk(whole, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "no" / "buffer").exists()
     assert resume(tmp_path / "no", "--steps", "600") == 0
     assert "no exact continuation: it was not saved" in capsys.readouterr().out
+
+
+def test_replay_on_a_disk_that_it_has_filled_itself(whole, tmp_path, monkeypatch):
+    """What it holds there is room for it; somebody's notes beside it are left alone."""
+    folder = stopped_run(tmp_path, monkeypatch)
+    notes = folder / "buffer" / "notes.pt"
+    notes.write_text("mine")
+    held = sum(path.stat().st_size for path in notes.parent.glob("[0-9]*.pt"))
+    room = types.SimpleNamespace(free=run.read_config(folder)["buffer_bytes_when_full"] - held)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.shutil, "disk_usage", lambda _: room)
+        stop_at(patch, 40)
+        assert resume(folder) == 128 + 15
+    assert any(notes.parent.glob("[0-9]*.pt"))
+    assert resume(folder) == 0
+    assert same_run(whole, folder) and list(notes.parent.iterdir()) == [notes]
 
 
 @pytest.mark.parametrize("torch_hides_it", [False, True])
