@@ -56,8 +56,12 @@ LAYERS = {"Ground": 1, "Flying": 2, "Colossus": 4, "Structure": 8}
 FLYING = LAYERS["Flying"]
 DX = np.array([1, 1, 0, -1, -1, -1, 0, 1])  # the eight directions of the route table
 DY = np.array([0, 1, 1, 1, 0, -1, -1, -1])
-JIT = dict(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)  # to be called here
-KERNEL = dict(error_model="numpy", cache=True)  # to be called from Python
+# Numba's options for functions that are called by others here, and for kernels, called from Python.
+# Counting who holds an array (nrt) at every call would take a sixth of the time, and nothing here
+# makes one; the rest that is left out is not used and takes time to compile.
+JIT = dict(error_model="numpy", _nrt=False, no_rewrites=True, no_cfunc_wrapper=True)
+JIT["no_cpython_wrapper"] = True
+KERNEL = JIT | {"no_cpython_wrapper": False, "cache": True}
 
 KIND = np.dtype(  # one row per unit type; distances in cells, times in game loops
     [(name, np.float64) for name in (
@@ -176,7 +180,7 @@ def read_terrain(terrain):
     return walkable, with_cliffs
 
 
-@njit(**KERNEL)
+@njit(error_model="numpy", cache=True)
 def fill_routes(walkable, route):
     """route[goal cell, cell]: STRAIGHT where the way is clear, else the direction (0-7) to go.
 
@@ -559,16 +563,16 @@ def acquire(i, units, world, clock):
     weapon range and it is not; a unit that has to go round something takes the nearest in scan
     range. Orders to attack units know no scan range.
     """
+    if (clock + i) % SCAN_EVERY:  # not all units in the same loop
+        return
     u = units[i]
     kind = world.kinds[u.kind]
     if u.target >= 0:
         gap = distance(u, units[u.target]) - u.radius - units[u.target].radius
+        if gap <= kind.range:
+            return
         if gap > LEASH:
             u.target = -1
-        elif gap <= kind.range or (clock + i) % SCAN_EVERY:
-            return
-    elif (clock + i) % SCAN_EVERY:
-        return
     scan = np.inf if u.hunts else kind.scan
     if u.target >= 0 and u.detour == 0:
         scan = kind.range
@@ -697,8 +701,8 @@ def give_orders(units, actions, world):
 
 
 @njit(**JIT)
-def begin(units, template, world, book):
-    """A new battle: fresh units, each side's block shifted a little, and the enemy's one order.
+def begin(units, world, book):
+    """A new battle of fresh units: each side's block shifted a little, and the enemy's one order.
 
     How StarCraft II spreads units round their start point is not known to the hair's breadth, and
     a battle that always began alike would be decided by that: hence the shift.
@@ -709,13 +713,12 @@ def begin(units, template, world, book):
         shift_x = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
         shift_y = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
         for i in range(len(units)):  # no block is shifted into a wall
-            u = template[i]
+            u = units[i]
             if u.side == side and wall(u, u.x + shift_x, u.y + shift_y, world):
                 shift_x = shift_y = 0.0
         for i in range(len(units)):
-            if template[i].side == side:
-                units[i] = template[i]
-                u = units[i]
+            u = units[i]
+            if u.side == side:
                 u.x += shift_x
                 u.y += shift_y
                 u.goal_x = world.goals[0, 0] + where * (world.goals[1, 0] - world.goals[0, 0])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numba import get_num_threads
 
 import simulator
 from simulator import (
@@ -153,8 +152,8 @@ def play(name, n_envs, steps, seed=0, check=None, first=0):
 
 
 def test_same_seed_same_bytes_whatever_the_threads(monkeypatch):
-    one = play("2s3z", 26, 150)  # 260 units: enough for four threads
-    monkeypatch.setattr(simulator, "THREADS", 1)
+    one = play("2s3z", 26, 150)
+    monkeypatch.setattr(simulator, "WORTH_THREADS", 0)
     for a, b in zip(one, play("2s3z", 26, 150), strict=True):
         assert a.tobytes() == b.tobytes()
     assert any(
@@ -164,11 +163,8 @@ def test_same_seed_same_bytes_whatever_the_threads(monkeypatch):
 
 @pytest.mark.skipif(simulator.THREADS == 1, reason="one core")
 def test_many_battles_share_the_threads():
-    sim = BattleSim("2s3z", 26)
-    sim.step(np.ones((26, 5), int))
-    assert get_num_threads() == min(simulator.THREADS, 4)
-    sim.reset(np.arange(26) == 3)  # one battle is not worth it
-    assert get_num_threads() == 1
+    assert BattleSim("2s3z", 64)._kernel is simulator.run_at_once
+    assert BattleSim("2s3z", 26)._kernel is simulator.run_in_turn
 
 
 def test_battles_do_not_know_of_each_other():
