@@ -57,10 +57,10 @@ FLYING = LAYERS["Flying"]
 DX = np.array([1, 1, 0, -1, -1, -1, 0, 1])  # the eight directions of the route table
 DY = np.array([0, 1, 1, 1, 0, -1, -1, -1])
 # Numba's options for functions that are called by others here, and for kernels, called from Python.
-# Counting who holds an array (nrt) at every call would take a sixth of the time, and nothing here
-# makes one; the rest that is left out is not used and takes time to compile.
-JIT = dict(error_model="numpy", _nrt=False, no_rewrites=True, no_cfunc_wrapper=True)
-JIT["no_cpython_wrapper"] = True
+# Without _nrt numba does not count at every call who holds an array: that took a sixth of the time.
+# So no rule may make an array, list or set: numba then says "NRT required" or "Only accept
+# returning of array passed into the function". A rule that must needs _nrt=False taken out here.
+JIT = dict(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 KERNEL = JIT | {"no_cpython_wrapper": False, "cache": True}
 
 KIND = np.dtype(  # one row per unit type; distances in cells, times in game loops
@@ -180,7 +180,7 @@ def read_terrain(terrain):
     return walkable, with_cliffs
 
 
-@njit(error_model="numpy", cache=True)
+@njit(error_model="numpy", cache=True)  # it makes an array, hence not KERNEL
 def fill_routes(walkable, route):
     """route[goal cell, cell]: STRAIGHT where the way is clear, else the direction (0-7) to go.
 
@@ -559,9 +559,9 @@ def heal(i, j, units, world):
 def acquire(i, units, world, clock):
     """An enemy looks for a target: the nearest opponent it can hit, those that can hit back first.
 
-    A target is kept, up to the leash, as long as the way to it is free, unless another one is in
-    weapon range and it is not; a unit that has to go round something takes the nearest in scan
-    range. Orders to attack units know no scan range.
+    It does so every SCAN_EVERY loops. A target is kept, up to the leash, as long as the way to it
+    is free, unless another one is in weapon range and it is not; a unit that has to go round
+    something takes the nearest in scan range. Orders to attack units know no scan range.
     """
     if (clock + i) % SCAN_EVERY:  # not all units in the same loop
         return

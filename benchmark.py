@@ -132,7 +132,7 @@ def gradient(args):
     )
     for map_name in args.maps:
         env, buffer = replay(map_name, 64 if args.quick else 200)
-        for B in (32,) if args.quick else (32, 128):
+        for B in (32,) if args.quick else (32, 64, 128):
             batch = buffer.sample(B, np.random.default_rng(0))
             many, one = (
                 QLearner(*networks(env), optimiser="adam", threads=n) for n in (args.threads, 1)
@@ -149,7 +149,13 @@ def gradient(args):
             if args.pymarl:
                 theirs = pymarl_learner(args.pymarl, env)
                 their_batch = pymarl_batch(batch, env)
-                functions["PyMARL"] = lambda f=theirs, b=their_batch: f.train(b, 0, 0)
+
+                def pymarl(learner=theirs, batch=their_batch):
+                    torch.set_num_threads(args.threads)
+                    learner.train(batch, 0, 0)
+                    torch.set_num_threads(1)
+
+                functions["PyMARL"] = pymarl
             seconds = medians(args.seconds, **functions)
             rate = 100 * 2 * rows * H * 3 * H / seconds.pop("matmul")
             for name, value in seconds.items():
@@ -180,6 +186,7 @@ def train(args):
     ours = float(row["t_env"]) / float(row["wall_time"])
     print(f"  ours   {ours:8.0f}  ({float(row['updates']):.0f} gradient steps)")
     if args.pymarl:
+        torch.set_num_threads(args.threads)
         theirs, updates = pymarl_loop(args.pymarl, args.maps[0], steps)
         print(f"  PyMARL {theirs:8.0f}  ({updates} gradient steps)  ours is {ours / theirs:.1f} x")
 
@@ -334,7 +341,8 @@ def main():
             import yaml  # noqa: F401
         if args.fill:
             return fill(args)
-        print(f"torch {torch.__version__}, intra-op threads {torch.get_num_threads()}", flush=True)
+        print(f"torch {torch.__version__}", flush=True)
+        torch.set_num_threads(1)  # as train.py does; theirs is measured with --threads
         for name in PARTS:
             if name in args.parts:
                 globals()[name](args)

@@ -154,6 +154,7 @@ def play(name, n_envs, steps, seed=0, check=None, first=0):
 def test_same_seed_same_bytes_whatever_the_threads(monkeypatch):
     one = play("2s3z", 26, 150)
     monkeypatch.setattr(simulator, "WORTH_THREADS", 0)
+    monkeypatch.setattr(simulator, "THREADS", 2)
     for a, b in zip(one, play("2s3z", 26, 150), strict=True):
         assert a.tobytes() == b.tobytes()
     assert any(
@@ -283,8 +284,12 @@ def test_melee_units_surround():
     ],
 )
 def test_illegal_actions_are_named(actions, words):
+    sim = BattleSim("3m", 2)
+    before = sim.state_dict()
     with pytest.raises(ValueError, match=words):
-        BattleSim("3m", 2).step(actions)
+        sim.step(actions)
+    after = sim.state_dict()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
 
 
 def test_wrong_arguments():
@@ -293,6 +298,8 @@ def test_wrong_arguments():
         with pytest.raises(ValueError):
             BattleSim(**({"map_name": "3m"} | wrong))
     sim = BattleSim("3m")
+    with pytest.raises(ValueError, match="mask"):
+        sim.reset(np.array(True))
     with pytest.raises(ValueError, match="battle must be"):
         sim.place_units(-1, np.zeros((3, 6)), np.zeros((3, 6)))
     with pytest.raises(ValueError, match="ally"):
