@@ -39,7 +39,7 @@ AVERAGED = {  # over what is counted by the key
     "episodes": ("train_return", "train_win_rate"),
 }
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.prev.pt")  # the newest, the one before it
-FORMAT = 1  # of checkpoint.pt: raise it when an older one can no longer be read
+FORMAT = 2  # of checkpoint.pt: raise it when an older one can no longer be read
 MAX_PIECES = 64  # of the replay buffer; more are merged into one
 
 
@@ -272,10 +272,11 @@ def restore(run, state: dict, files: "BufferFiles") -> None:
         run.env.load_state_dict(to_arrays(state["env"]))
         run.test_env.load_state_dict(to_arrays(state["test_env"]))
     try:
-        files.load(state["buffer"], run.progress.episodes)
+        files.load(state["buffer"])
         begun = "env" in state
     except ValueError as error:
         print(f"The replay buffer starts empty, this is no exact continuation: {error}")
+        run.buffer.clear()
         begun = False
     if begun:
         run.players.load_state_dict(state["players"])
@@ -367,15 +368,13 @@ def to_arrays(x):
 
 class BufferFiles:
     """The replay buffer on disk. A full one has hundreds of megabytes, so a checkpoint writes only
-    the open episodes and those closed since the checkpoint before, as a new numbered piece (a file
-    with a number), and remembers for each slot of the buffer which piece holds it. A piece that no
-    slot of checkpoint.pt nor of checkpoint.prev.pt is in is deleted."""
+    the episodes closed since the checkpoint before, as a new piece: a file named after the number
+    of episodes closed by then. The running episodes go into the checkpoint itself. A piece that
+    neither checkpoint.pt nor checkpoint.prev.pt needs is deleted."""
 
     def __init__(self, folder: Path, buffer):
         self.folder, self.buffer = folder / "buffer", buffer
-        self.piece = np.full(len(buffer.length), -1)  # (slots,) which piece holds each; -1 none
-        self.piece_before = self.piece  # as the checkpoint before has it
-        self.episodes = 0  # how many had been closed at the last save
+        self.needed = self.needed_before = []  # pieces of the last checkpoint and the one before
 
     def pieces(self) -> list[Path]:
         return [path for path in self.folder.glob("*.pt") if path.stem.isdecimal()]
@@ -388,47 +387,48 @@ class BufferFiles:
         """Write what is new; `episodes` have been closed since the run began. Returns what belongs
         into the checkpoint. Call clean() once that is on disk."""
         buffer = self.buffer
-        new = min(episodes - self.episodes, buffer.count)
-        if len(np.unique(self.piece)) > MAX_PIECES:
-            new = buffer.count
-        newest = buffer.ring[(buffer.head - 1 - np.arange(new)) % buffer.capacity]
-        chosen = np.zeros(len(self.piece), bool)
-        chosen[buffer.open] = chosen[newest] = True
-        self.folder.mkdir(exist_ok=True)
-        number = 1 + max((int(path.stem) for path in self.pieces()), default=-1)
-        arrays = {name: a[buffer.written(a) & chosen[:, None]] for name, a in buffer.data.items()}
-        arrays |= {"chosen": chosen, "length": buffer.length}
-        path = self.folder / f"{number}.pt"
-        write_atomic(path, lambda file: torch.save(to_tensors(arrays), file))
-        self.piece_before, self.piece = self.piece, np.where(chosen, number, self.piece)
-        self.episodes = episodes
-        names = ("length", "open", "ring", "head", "count")
-        return {name: getattr(buffer, name) for name in names} | {"piece": self.piece}
+        oldest = episodes - len(buffer)  # as many had been closed before it
+        kept = [number for number in self.needed if number > oldest]
+        if len(kept) >= MAX_PIECES and kept[-1] < episodes:
+            kept = []
+        first = kept[-1] if kept else oldest
+        if first < episodes:
+            self.folder.mkdir(exist_ok=True)
+            new = [buffer.episodes[number - oldest] for number in range(first, episodes)]
+            arrays = {name: np.concatenate([e[name] for e in new]) for name in new[0]}
+            arrays["lengths"] = np.array([[len(array) for array in e.values()] for e in new])
+            path = self.folder / f"{episodes}.pt"
+            write_atomic(path, lambda file: torch.save(to_tensors(arrays), file))
+            kept.append(episodes)
+        self.needed_before, self.needed = self.needed, kept
+        longest = buffer.steps.max()
+        running = {name: array[:, :longest].copy() for name, array in buffer.running.items()}
+        return {"pieces": kept, "steps": buffer.steps, "running": running}
 
     def clean(self) -> None:
-        needed = {f"{n}.pt" for n in np.union1d(self.piece, self.piece_before)}
+        needed = {f"{number}.pt" for number in self.needed + self.needed_before}
         for path in self.folder.glob("[0-9]*.pt*"):  # half-written ones too
             if path.name not in needed:
                 path.unlink()
 
-    def load(self, saved: dict | None, episodes: int) -> None:
-        """Fill the buffer again with what `save` returned. Raises ValueError, one line, if that is
-        None, or a piece is missing or damaged; what the buffer holds then is of no use."""
+    def load(self, saved: dict | None) -> None:
+        """Fill the buffer, empty so far, with what `save` returned. Raises ValueError, one line, if
+        that is None, or a piece is missing or damaged."""
         if saved is None:
             raise ValueError("it was not saved")
         saved, buffer = to_arrays(saved), self.buffer
-        if len(saved["piece"]) != len(self.piece) or len(saved["open"]) != len(buffer.open):
+        if len(saved["steps"]) != len(buffer.steps):
             raise ValueError("the saved replay buffer has another size")
-        for number in np.unique(saved["piece"][saved["piece"] >= 0]):
+        for number in saved["pieces"]:
             arrays = to_arrays(load(self.folder / f"{number}.pt"))
-            buffer.length = arrays["length"]
-            for name, a in buffer.data.items():
-                a[buffer.written(a) & arrays["chosen"][:, None]] = arrays[name]
-        for name in ("length", "open", "ring", "head", "count"):
-            value = saved[name]
-            setattr(buffer, name, value.copy() if isinstance(value, np.ndarray) else value)
-        self.piece = self.piece_before = saved["piece"].copy()
-        self.episodes = episodes
+            ends = arrays.pop("lengths").cumsum(axis=0)[:-1]  # (episodes - 1, names)
+            parts = map(np.split, arrays.values(), ends.T)
+            for episode in zip(*parts, strict=True):
+                buffer.append({name: a.copy() for name, a in zip(arrays, episode, strict=True)})
+        buffer.steps = saved["steps"].copy()
+        for name, array in saved["running"].items():
+            buffer.running[name][:, : array.shape[1]] = array
+        self.needed = self.needed_before = saved["pieces"]
 
     def delete(self) -> None:
         """For a finished run, which has no use for them."""

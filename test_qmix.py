@@ -19,6 +19,7 @@ import torch
 
 import buffer as buffer_module
 import learner as learner_module
+import run as run_module
 import two_step_game
 from agent import RNNAgent, build_inputs, epsilon_greedy
 from buffer import Batch, ReplayBuffer
@@ -429,7 +430,8 @@ def test_sizes_of_the_networks():
 
 def play(buffer, steps):
     """E = 2 environments play episodes 0, 1, 2, ... of 1 to 7 steps; all that is stored tells its
-    episode and step. Every fifth is dropped. Returns [(episode, length)] in order of closing."""
+    episode and step, but agent 0 sees nothing at odd steps. Every fifth is dropped. Returns
+    [(episode, length)] in order of closing."""
     rng = np.random.default_rng(0)
     number, t, length, closed = np.array([0, 1]), np.zeros(2, int), rng.integers(1, 8, 2), []
     avail_actions = np.zeros((2, 2, 3), bool)
@@ -437,7 +439,9 @@ def play(buffer, steps):
 
     def seen():
         code = (100 * number + t)[:, None]
-        return code[..., None] + np.array([[0], [0.5]]) + np.zeros(3), code, avail_actions
+        obs = code[..., None] + np.array([[0], [0.5]]) + np.zeros(3)
+        obs[t % 2 == 1, 0] = 0
+        return obs, np.hstack((code, 0 * code)), avail_actions
 
     for _ in range(steps):
         before = seen()
@@ -465,7 +469,9 @@ def check_batch(batch, stored):
         assert (number, L) in stored
         code = 100 * number + torch.arange(L + 1.0)
         assert torch.equal(batch.obs[: L + 1, b, 1, 2], code + 0.5)  # the last observation too
-        assert torch.equal(batch.state[: L + 1, b, 0], code)
+        assert torch.equal(batch.obs[: L + 1, b, 0, 2], code * (code % 2 == 0))
+        assert not batch.obs[L + 1 :, b].any() and not batch.state[L + 1 :, b].any()
+        assert torch.equal(batch.state[: L + 1, b], torch.stack((code, 0 * code), dim=1))
         assert torch.equal(batch.reward[:L, b], code[:-1] + 0.5)
         assert batch.filled[:L, b].all() and not batch.filled[L:, b].any()
         steps = torch.arange(1, L + 1) % 3
@@ -480,7 +486,7 @@ def check_batch(batch, stored):
 
 def test_buffer_keeps_the_latest_whole_episodes():
     rng = np.random.default_rng(0)
-    buffer = ReplayBuffer(4, 2, 7, n_agents=2, n_actions=3, obs_dim=3, state_dim=1)
+    buffer = ReplayBuffer(4, 2, 7, n_agents=2, n_actions=3, obs_dim=3, state_dim=2)
     assert not buffer.can_sample(1)
     closed = play(buffer, steps=8)
     assert len(buffer) == len(closed) == 2 and buffer.can_sample(2) and not buffer.can_sample(3)
@@ -488,11 +494,11 @@ def test_buffer_keeps_the_latest_whole_episodes():
         buffer.sample(3, rng)
     check_batch(buffer.sample(2, rng), closed)
 
-    buffer = ReplayBuffer(4, 2, 7, n_agents=2, n_actions=3, obs_dim=3, state_dim=1)
+    buffer = ReplayBuffer(4, 2, 7, n_agents=2, n_actions=3, obs_dim=3, state_dim=2)
     closed = play(buffer, steps=60)
     assert len(buffer) == 4 < len(closed)
     seen = set()
-    for _ in range(30):  # slots have been used before by now, often by longer episodes
+    for _ in range(30):
         batch = buffer.sample(3, rng)
         check_batch(batch, closed[-4:])
         seen |= set((batch.obs[0, :, 0, 0] // 100).tolist())
@@ -504,37 +510,60 @@ def test_buffer_keeps_the_latest_whole_episodes():
             buffer.add(0, 0, True, 0, 0, False, False)
 
 
-def test_a_restored_buffer_goes_on_exactly(tmp_path):
-    sizes = {"n_agents": 2, "n_actions": 3, "obs_dim": 3, "state_dim": 1}
-    first, second = ReplayBuffer(4, 2, 7, **sizes), ReplayBuffer(4, 2, 7, **sizes)
-    closed = len(play(first, steps=59))
-    assert first.length[first.open].all(), "both environments should be in the middle of a game"
-    saved = BufferFiles(tmp_path, first).save(closed)
-    BufferFiles(tmp_path, second).load(saved, closed)
+def test_a_restored_buffer_goes_on_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "MAX_PIECES", 3)
+    sizes = {"n_agents": 2, "n_actions": 3, "obs_dim": 3, "state_dim": 2}
+    first, closed, pieces = ReplayBuffer(20, 2, 7, **sizes), 0, []
+    files = BufferFiles(tmp_path, first)
+    for steps in (3, 40, 9, 9, 9, 9, 9, 9, 14):
+        first.drop(np.array([True, True]))
+        closed += len(play(first, steps))
+        saved = files.save(closed)
+        files.clean()
+        pieces.append(len(saved["pieces"]))
+        second = ReplayBuffer(20, 2, 7, **sizes)
+        restored = BufferFiles(tmp_path, second)
+        restored.load(saved)
+        assert len(first) == len(second) and first.held == second.held
+        for one, other in zip(first.episodes, second.episodes, strict=True):
+            np.testing.assert_equal(one, other)
+        assert restored.save(closed)["pieces"] == saved["pieces"], "nothing new, nothing written"
+    assert len(first) == 20 < closed and pieces[:6] == [0, 1, 2, 3, 1, 2]  # more than 3 are merged
+    assert first.steps.all(), "both environments should be in the middle of a game"
     for buffer in (first, second):
         buffer.close(np.array([True, True]), *np.ones((3, 2, 1, 1)))
-    one, other = (b.sample(4, np.random.default_rng(0)) for b in (first, second))
-    assert torch.equal(one.filled, other.filled)
-    real = torch.cat((one.filled[:1], one.filled))  # (T + 1, B); padding is not kept
-    for x, y in zip(one, other, strict=True):
-        assert torch.equal(x[real[-len(x) :]], y[real[-len(x) :]])
+    assert all(map(torch.equal, *(b.sample(20, np.random.default_rng(0)) for b in (first, second))))
     with pytest.raises(ValueError, match="another size"):
-        BufferFiles(tmp_path, ReplayBuffer(5, 2, 7, **sizes)).load(saved, closed)
+        BufferFiles(tmp_path, ReplayBuffer(20, 3, 7, **sizes)).load(saved)
 
 
 def test_buffer_states_its_size_and_refuses_what_does_not_fit(monkeypatch):
     sizes = {"n_agents": 2, "n_actions": 3, "obs_dim": 5, "state_dim": 4}
     sizes |= {"n_envs": 2, "episode_limit": 9}
-    per_step = 4 + 2 + 2  # reward, actions, terminated and truncated
-    per_slot = 9 * per_step + 10 * (4 * 2 * 5 + 4 * 4 + 2 * 3)
-    assert ReplayBuffer(100, **sizes).nbytes == 102 * per_slot
+    longest = 10 * (4 * 2 * 5 + 4 * 4 + 2 * 3 + 4 + 2 + 2)  # + reward, actions, both flags
+    assert ReplayBuffer(100, **sizes).nbytes == 102 * longest
     assert "100 episodes" in str(ReplayBuffer(100, **sizes))
-    monkeypatch.setattr(buffer_module, "available_memory", lambda: 60 * per_slot)
-    with pytest.raises(ValueError, match=r"reduce --buffer-size \(at most 58 episodes fit\)"):
+    monkeypatch.setattr(buffer_module, "available_memory", lambda: 8 * longest)
+    with pytest.raises(ValueError, match=r"reduce --buffer-size \(at most 58 episodes\)"):
         ReplayBuffer(59, **sizes)
-    ReplayBuffer(58, **sizes)
-    monkeypatch.setattr(buffer_module, "available_memory", lambda: None)
-    ReplayBuffer(100, **sizes)
+    assert "fewer episodes if" in str(ReplayBuffer(58, **sizes))
+    monkeypatch.setattr(buffer_module, "available_memory", lambda: float("inf"))
+    assert "fewer" not in str(ReplayBuffer(100, **sizes))
+
+
+def test_buffer_stays_within_the_memory_there_is(monkeypatch):
+    sizes = {"n_agents": 2, "n_actions": 3, "obs_dim": 3, "state_dim": 2}
+    monkeypatch.setattr(buffer_module, "available_memory", lambda: 2400)
+    buffer = ReplayBuffer(40, 2, 7, **sizes)
+    closed = play(buffer, steps=60)
+    # bytes: two agents' obs and state, and their masks; avail_actions; what agent 0 sees
+    always, seen, step = 4 * 3 + 2 + 4 + 2 + 2 * 3, 4 * 3, 2 + 4 + 2
+    cost = [(L + 1) * always + (L // 2 + 1) * seen + L * step for _, L in closed]
+    stored = len(buffer)
+    assert sum(cost[-stored:]) == buffer.held <= 1800 < sum(cost[-stored - 1 :])
+    check_batch(buffer.sample(stored, np.random.default_rng(0)), closed[-stored:])
+    buffer.clear()
+    assert len(buffer) == buffer.held == 0 and not buffer.steps.any()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
@@ -544,7 +573,7 @@ def test_buffer_does_not_touch_memory_before_it_needs_it():
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     before = resident()
-    buffer = ReplayBuffer(500, 1, 100, n_agents=5, n_actions=11, obs_dim=200, state_dim=100)
+    buffer = ReplayBuffer(1, 500, 100, n_agents=5, n_actions=11, obs_dim=200, state_dim=100)
     assert buffer.nbytes > 2e8 and resident() - before < 2e7
 
 
