@@ -3,6 +3,7 @@
     python benchmark.py                                  # all parts, some minutes
     python benchmark.py --quick --parts gradient acting
     python benchmark.py --pymarl ~/pymarl                # theirs beside ours (needs pyyaml)
+    python benchmark.py --jaxmarl ~/JaxMARL              # (needs jax, flax and optax)
 
 What is compared takes turns, and medians are printed: so other work on the machine slows both.
 
@@ -11,6 +12,7 @@ Shapes: E battles, B episodes in a batch, T steps, N agents, A actions, O observ
 
 import argparse
 import csv
+import importlib.util
 import resource
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import types
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -33,6 +36,7 @@ from mixer import Mixer
 from simulator import MAPS, BattleSim, StarCraft2Env, random_actions
 
 PARTS = ("simulator", "acting", "gradient", "train", "memory")
+JAXMARL_QMIX = "baselines/QLearning/qmix_rnn.py"
 HERE = Path(__file__).resolve().parent
 
 
@@ -156,19 +160,24 @@ def gradient(args):
                     torch.set_num_threads(1)
 
                 functions["PyMARL"] = pymarl
+            if args.jaxmarl:  # knows no padding, so neither may our step beside it
+                full = batch._replace(filled=torch.ones_like(batch.filled))
+                functions["ours, unpadded"] = lambda many=many, full=full: many.update(full)
+                functions["JaxMARL"] = jaxmarl_step(args.jaxmarl, full, env)
             seconds = medians(args.seconds, **functions)
             rate = 100 * 2 * rows * H * 3 * H / seconds.pop("matmul")
             for name, value in seconds.items():
-                threads = args.threads if name == "ours" else 1
-                line = (
-                    f"  {map_name:12} B {B:3} T {len(batch.filled):3} {name:>10} {1 / value:7.1f}"
+                text = (
+                    f"  {map_name:12} B {B:3} T {len(batch.filled):3} {name:>14} {1 / value:7.1f}"
                 )
-                if name != "PyMARL":
+                if name in ("ours", "one thread"):
                     flops = counter.get_total_flops() / value
-                    line += f" {flops / 1e9:6.0f} {flops / rate / threads:6.0%}"
-                print(
-                    line + (f"  ours is {value / seconds['ours']:.2f} x" if name != "ours" else "")
-                )
+                    threads = args.threads if name == "ours" else 1
+                    text += f" {flops / 1e9:6.0f} {flops / rate / threads:6.0%}"
+                if not name.startswith("ours"):
+                    beside = seconds["ours, unpadded" if name == "JaxMARL" else "ours"]
+                    text += f"  ours is {value / beside:.2f} x"
+                print(text)
 
 
 def train(args):
@@ -194,7 +203,7 @@ def train(args):
 def memory(args):
     """A process of its own for each map, so that each has its own peak."""
     episodes = 300 if args.quick else 5000
-    print(f"\nmemory: a buffer with {episodes} random episodes, and three gradient steps on 32")
+    print(f"\nmemory: a buffer with {episodes} random episodes, and three gradient steps on 64")
     for map_name in args.maps:
         command = [sys.executable, __file__, "--fill", str(episodes), "--maps", map_name]
         subprocess.run([*command, "--threads", str(args.threads)], check=True)
@@ -205,7 +214,7 @@ def fill(args):
     env, buffer = replay(args.maps[0], args.fill)
     learner = QLearner(*networks(env), optimiser="adam", threads=args.threads)
     for _ in range(3):
-        learner.update(buffer.sample(32, np.random.default_rng(0)))
+        learner.update(buffer.sample(64, np.random.default_rng(0)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, on macOS bytes
     peak /= 1e9 if sys.platform == "darwin" else 1e6
     print(f"  {args.maps[0]:12} {len(buffer)} episodes, peak {peak:.2f} GB resident")
@@ -319,6 +328,73 @@ def pymarl_loop(path, map_name, steps):
     return runner.t_env / (time.perf_counter() - begun), updates
 
 
+# ---- JaxMARL, from a checkout that is left as it is ---------------------
+
+
+def jaxmarl_step(path, batch, env):
+    """A call of what this returns is one gradient step, jitted, with our widths: networks and
+    optimiser are theirs, the loss is rewritten from the one inside their make_train."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    unused = ("chex", "flashbax", "hydra", "omegaconf", "wandb", "jaxmarl", "jaxmarl.environments")
+    unused += ("jaxmarl.environments.overcooked", "jaxmarl.environments.smax")
+    unused += ("jaxmarl.wrappers", "jaxmarl.wrappers.baselines")
+    spec = importlib.util.spec_from_file_location("qmix_rnn", path / JAXMARL_QMIX)
+    theirs = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in unused}):
+        spec.loader.exec_module(theirs)
+
+    (T, B), N, H = batch.filled.shape, env.n_agents, 64
+    agent_ids = torch.eye(N).expand(T, B, N, N)
+    obs = torch.cat((batch.obs[:T], agent_ids), dim=-1)  # (T, B, N, O + N) as their wrapper does
+    obs, avail_actions, actions = (  # (T, B, N, ...) -> (N, T, B, ...)
+        jnp.array(x.movedim(2, 0).numpy()) for x in (obs, batch.avail_actions[:T], batch.actions)
+    )
+    state, reward, ended = (
+        jnp.array(x.numpy()) for x in (batch.state[:T], batch.reward, batch.terminated)
+    )
+    resets, start = jnp.zeros((N, T, B), bool), jnp.zeros((N, B, H))
+    data = obs, avail_actions, actions, state, reward, ended  # arguments, or jit would fold them
+    agent = theirs.RNNQNetwork(env.n_actions, H)
+    mixer = theirs.MixingNetwork(32, H, 0.001)
+    key = jax.random.PRNGKey(0)
+    params = {
+        "agent": agent.init(key, start[0], obs[0], resets[0]),
+        "mixer": mixer.init(key, jnp.zeros((N, T, B)), state),
+    }
+    optimiser = optax.chain(optax.clip_by_global_norm(10), optax.radam(5e-5))
+
+    def unroll(params, obs):
+        return jax.vmap(agent.apply, (None, 0, 0, 0))(params["agent"], start, obs, resets)[1]
+
+    def pick(agent_qs, actions):
+        return jnp.take_along_axis(agent_qs, actions[..., None], axis=-1)[..., 0]  # (N, T, B)
+
+    def loss(params, target, obs, avail_actions, actions, state, reward, ended):
+        agent_qs = unroll(params, obs)  # (N, T, B, A)
+        best = jnp.argmax(jnp.where(avail_actions, agent_qs, -1e10), axis=-1)
+        after = mixer.apply(target["mixer"], pick(unroll(target, obs), best), state)[1:]
+        wanted = reward[:-1] + 0.99 * (1 - ended[:-1]) * after
+        q_tot = mixer.apply(params["mixer"], pick(agent_qs, actions), state)[:-1]
+        return jnp.mean((q_tot - jax.lax.stop_gradient(wanted)) ** 2)
+
+    @jax.jit
+    def step(params, memory, target, *data):
+        value, gradient = jax.value_and_grad(loss)(params, target, *data)
+        change, memory = optimiser.update(gradient, memory, params)
+        return optax.apply_updates(params, change), memory, value
+
+    now = [params, optimiser.init(params)]
+
+    def one():
+        *now[:], value = step(*now, params, *data)
+        value.block_until_ready()
+
+    return one
+
+
 def main():
     parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
@@ -326,6 +402,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of a gradient step")
     parser.add_argument("--quick", action="store_true", help="shorter and rougher")
     parser.add_argument("--pymarl", type=Path, metavar="PATH", help="a checkout to compare with")
+    parser.add_argument("--jaxmarl", type=Path, metavar="PATH", help="the same")
     parser.add_argument("--fill", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.seconds = 2.0 if args.quick else 10.0
@@ -336,9 +413,15 @@ def main():
         parser.error(f"--threads is {args.threads}: it must be from 1 to 64")
     if args.pymarl and not (args.pymarl / "src" / "learners" / "q_learner.py").is_file():
         parser.error(f"--pymarl {args.pymarl}: no PyMARL checkout, it has no src/learners")
+    if args.jaxmarl and not (args.jaxmarl / JAXMARL_QMIX).is_file():
+        parser.error(f"--jaxmarl {args.jaxmarl}: no JaxMARL checkout, it has no {JAXMARL_QMIX}")
     try:
         if args.pymarl:
             import yaml  # noqa: F401
+        if args.jaxmarl:
+            import flax  # noqa: F401
+            import jax  # noqa: F401
+            import optax  # noqa: F401
         if args.fill:
             return fill(args)
         print(f"torch {torch.__version__}", flush=True)
@@ -348,7 +431,7 @@ def main():
                 globals()[name](args)
                 sys.stdout.flush()
     except ImportError as error:
-        parser.error(f"--pymarl needs the package {error.name}: pip install pyyaml")
+        parser.error(f"the package {error.name} is missing: pip install pyyaml jax flax optax")
     except (ValueError, subprocess.CalledProcessError) as error:
         parser.error(str(error))
 
