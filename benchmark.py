@@ -181,23 +181,28 @@ def gradient(args):
 
 
 def train(args):
-    """Ours by train.py in a process of its own; PyMARL's loop here, one episode at a time."""
-    steps = 6_000 if args.quick else 20_000
-    print(f"\nend to end, first {steps} steps on {args.maps[0]}, without tests: env steps/s")
+    """Ours by train.py in a process of its own; PyMARL's loop here, one episode at a time. Both
+    test with 32 episodes every 10,000 steps."""
+    steps = 11_000 if args.quick else 400_000
+    print(f"\nend to end on {args.maps[0]}: env steps/s, first test with 90 % won")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(HERE / "train.py"), "--env", "sim", "--map", args.maps[0]]
-        command += ["--steps", str(steps), "--test-episodes", "1", "--save-buffer", "no"]
+        command += ["--steps", str(steps), "--threads", str(args.threads)]
         done = subprocess.run([*command, "--run-dir", f"{folder}/run"], capture_output=True)
         if done.returncode:
             raise ValueError(f"train.py failed: {done.stderr.decode().strip().splitlines()[-1]}")
         with open(f"{folder}/run/metrics.csv") as file:
-            row = list(csv.DictReader(file))[-1]
-    ours = float(row["t_env"]) / float(row["wall_time"])
-    print(f"  ours   {ours:8.0f}  ({float(row['updates']):.0f} gradient steps)")
+            rows = [{k: float(v or 0) for k, v in row.items()} for row in csv.DictReader(file)]
+    speed, seconds = rows[-1]["t_env"] / rows[-1]["wall_time"], rows[-1]["wall_time"]
+    won = next((row for row in rows if row["test_win_rate"] >= 0.9), None)
+    when = "never"
+    if won:
+        when, seconds = f"{won['wall_time']:.0f} s, {won['t_env']:.0f} steps", won["wall_time"]
+    print(f"  ours   {speed:8.0f}  {when}", flush=True)
     if args.pymarl:
         torch.set_num_threads(args.threads)
-        theirs, updates = pymarl_loop(args.pymarl, args.maps[0], steps)
-        print(f"  PyMARL {theirs:8.0f}  ({updates} gradient steps)  ours is {ours / theirs:.1f} x")
+        print("  PyMARL " + pymarl_loop(args.pymarl, args.maps[0], 10 * seconds))
+        torch.set_num_threads(1)
 
 
 def memory(args):
@@ -244,11 +249,11 @@ def pymarl_args(path, env, map_name="2s3z"):
     return SimpleNamespace(**values)
 
 
-def pymarl_logger():
-    def silent(*_):
-        return None
+def pymarl_logger(stats):
+    def log_stat(name, value, _t_env):
+        stats[name] = value
 
-    return SimpleNamespace(log_stat=silent, console_logger=SimpleNamespace(info=silent))
+    return SimpleNamespace(log_stat=log_stat, console_logger=SimpleNamespace(info=lambda *_: None))
 
 
 def pymarl_scheme(env):
@@ -272,7 +277,7 @@ def pymarl_parts(path, env, map_name="2s3z"):
     scheme = pymarl_scheme(env)
     encoded = scheme | {"actions_onehot": {"vshape": (env.n_actions,), "group": "agents"}}
     controller = CONTROLLERS[args.mac](encoded, {"agents": env.n_agents}, args)
-    learner = LEARNERS[args.learner](controller, encoded, pymarl_logger(), args)
+    learner = LEARNERS[args.learner](controller, encoded, pymarl_logger({}), args)
     return args, scheme, preprocess, controller, learner
 
 
@@ -306,26 +311,32 @@ def pymarl_batch(batch, env):
     return theirs
 
 
-def pymarl_loop(path, map_name, steps):
-    """Their runner, buffer and learner in the order of their run_sequential, without tests."""
-    env = BattleSim(map_name, n_envs=1, seed=1)
+def pymarl_loop(path, map_name, seconds):
+    """Their runner, buffer and learner in the order of their run_sequential, at most so long."""
+    env, stats = BattleSim(map_name, n_envs=1, seed=1), {}
     args, scheme, preprocess, controller, learner = pymarl_parts(path, env, map_name)
     from components.episode_buffer import ReplayBuffer as TheirBuffer
     from runners import REGISTRY as RUNNERS
 
     groups, length = {"agents": env.n_agents}, env.episode_limit + 1
     buffer = TheirBuffer(scheme, groups, args.buffer_size, length, preprocess=preprocess)
-    runner = RUNNERS[args.runner](args, pymarl_logger())
+    runner = RUNNERS[args.runner](args, pymarl_logger(stats))
     runner.setup(scheme=scheme, groups=groups, preprocess=preprocess, mac=controller)
-    begun, episode, updates = time.perf_counter(), 0, 0
-    while runner.t_env < steps:
+    begun, episode, tested, best = time.perf_counter(), 0, 0, 0.0
+    while best < 0.9 and time.perf_counter() - begun < seconds:
         buffer.insert_episode_batch(runner.run(test_mode=False))
         if buffer.can_sample(args.batch_size):
             sample = buffer.sample(args.batch_size)
             learner.train(sample[:, : sample.max_t_filled()], runner.t_env, episode)
-            updates += 1
         episode += 1
-    return runner.t_env / (time.perf_counter() - begun), updates
+        if runner.t_env - tested >= args.test_interval:
+            tested = runner.t_env
+            for _ in range(args.test_nepisode):
+                runner.run(test_mode=True)
+            best = max(best, stats["test_battle_won_mean"])
+    took = time.perf_counter() - begun
+    found = f"best test {best:.2f} in {took:.0f} s, {runner.t_env} steps"
+    return f"{runner.t_env / took:8.0f}  {found}"
 
 
 # ---- JaxMARL, from a checkout that is left as it is ---------------------

@@ -85,7 +85,7 @@ def build_parser():
     group = parser.add_argument_group("machine")
     flag("--n-envs", number(int, 1, 1000), None,
          "battles side by side (default: 32; for sc2 what cores and memory allow)")
-    flag("--device", str, "auto", "of the networks; auto: cuda if there is one",
+    flag("--device", str, "auto", "of the networks; auto: where a gradient step is done sooner",
          ["auto", "cpu", "cuda"])
     flag("--threads", number(int, 1, 1024), None,
          "CPU threads that share each gradient step (default: one per core, 4 at most)")
@@ -163,8 +163,8 @@ def parse_args(argv=None):
         )
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here, use --device cpu")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.device == "auto" and (args.evaluate or not torch.cuda.is_available()):
+        args.device = "cpu"  # with both, train.py measures
     args.threads = args.threads or min(CORES, 4)
     return args, parser, config
 

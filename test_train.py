@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,34 @@ def test_same_seed_same_run(whole, tmp_path):
     start(tmp_path / "other", "--seed", "2")
     assert same_run(whole, tmp_path / "same")
     assert metrics(whole) != metrics(tmp_path / "other")
+
+
+@pytest.mark.parametrize("faster", ["cpu", "cuda"])
+def test_device_auto_measures(tmp_path, monkeypatch, faster):
+    """The GPU is the CPU in disguise, and the other one takes a fifth of a second longer."""
+    make, to = train.make_learner, train.Batch.to
+
+    def make_learner(args, env, device):
+        learner = make(args, env, "cpu")
+        update = learner.update
+        learner.update = lambda batch: (time.sleep(0.2 * (device != faster)), update(batch))[1]
+        return learner
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(train, "make_learner", make_learner)
+        patch.setattr(train.Batch, "to", lambda batch, _: to(batch, "cpu"))
+        args, *_ = flags.parse_args(TINY)
+        assert train.faster_device(args, train.make_env("two_step")) == faster
+        if faster == "cpu":
+            start(tmp_path / "auto")
+            assert (
+                json.loads((tmp_path / "auto" / "config.json").read_text())["flags"]["device"]
+                == "cpu"
+            )
+    if faster == "cpu":  # the measurement leaves no trace
+        start(tmp_path / "cpu", "--device", "cpu")
+        assert same_run(tmp_path / "auto", tmp_path / "cpu")
 
 
 class Corridor:

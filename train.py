@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from agent import RNNAgent, build_inputs, epsilon_greedy
-from buffer import ReplayBuffer
+from buffer import Batch, ReplayBuffer
 from envs import GameUnavailable, make_env
 from flags import NOT_KEPT, parse_args
 from learner import QLearner
@@ -145,17 +145,12 @@ def play_episodes(agent, env, episodes, stop=None):
     }
 
 
-def build(args):
-    """All that the future of a run depends on."""
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(1)  # the learner's threads share its batches out: see QLearner
-    device, seed = torch.device(args.device), SEEDS_PER_RUN * args.seed
-    env = make_env(args.env, args.map, args.n_envs, seed, sc2_timeout=args.sc2_timeout)
-    N, A, obs_dim, S = env.n_agents, env.n_actions, env.obs_dim, env.state_dim
-    agent = RNNAgent(obs_dim + A + N, A, args.hidden_dim).to(device)
+def make_learner(args, env, device):
+    N, A = env.n_agents, env.n_actions
+    agent = RNNAgent(env.obs_dim + A + N, A, args.hidden_dim).to(device)
     widths = args.mixing_embed_dim, args.hypernet_layers, args.hypernet_embed
-    mixer = None if args.mixer == "iql" else Mixer(args.mixer, N, S, *widths).to(device)
-    learner = QLearner(
+    mixer = None if args.mixer == "iql" else Mixer(args.mixer, N, env.state_dim, *widths).to(device)
+    return QLearner(
         agent,
         mixer,
         gamma=args.gamma,
@@ -165,18 +160,58 @@ def build(args):
         grad_norm_clip=args.grad_norm_clip,
         double_q=not args.no_double_q,
         bootstrap_time_limit=args.bootstrap_time_limit,
-        threads=args.threads if device.type == "cpu" else 1,
+        threads=args.threads if device == "cpu" else 1,
     )
+
+
+def faster_device(args, env):
+    """Where a gradient step on episodes of half the time limit is done sooner: "cpu" or "cuda". The
+    networks are so small that it is not always the GPU."""
+    T, B, N, A = math.ceil(env.episode_limit / 2), args.batch_size, env.n_agents, env.n_actions
+    false = torch.zeros(T, B, dtype=torch.bool)
+    batch = Batch(
+        obs=torch.rand(T + 1, B, N, env.obs_dim),
+        state=torch.rand(T + 1, B, env.state_dim),
+        avail_actions=torch.ones(T + 1, B, N, A, dtype=torch.bool),
+        actions=torch.zeros(T, B, N, dtype=torch.int64),
+        reward=torch.rand(T, B),
+        terminated=false,
+        truncated=false,
+        filled=~false,
+    )
+    seconds = {}
+    for device in ("cpu", "cuda"):
+        learner = make_learner(args, env, device)
+        for _ in range(4):  # the first ones are slow; the last one counts
+            begun = time.perf_counter()
+            float(learner.update(batch.to(device))["loss"])  # reading it waits for the device
+            seconds[device] = time.perf_counter() - begun
+    took = ", ".join(f"{value:.3f} s on {device}" for device, value in seconds.items())
+    print(f"--device auto: a gradient step takes {took}")
+    return min(seconds, key=seconds.get)
+
+
+def build(args):
+    """All that the future of a run depends on."""
+    torch.set_num_threads(1)  # the learner's threads share its batches out: see QLearner
+    seed = SEEDS_PER_RUN * args.seed
+    env = make_env(args.env, args.map, args.n_envs, seed, sc2_timeout=args.sc2_timeout)
+    if args.device == "auto":
+        args.device = faster_device(args, env)
+    device = torch.device(args.device)
+    torch.manual_seed(args.seed)
+    learner = make_learner(args, env, args.device)
     test_env = env
     if hasattr(env, "state_dict"):  # else StarCraft II: games are too large to open more for tests
         n_envs = min(args.test_episodes, TEST_BATTLES)
         test_env = make_env(env.name, args.map, n_envs, seed + TEST_SEEDS)
+    sizes = env.n_agents, env.n_actions, env.obs_dim, env.state_dim
     return SimpleNamespace(
         env=env,
         test_env=test_env,
         learner=learner,
-        players=Players(agent, env),
-        buffer=ReplayBuffer(args.buffer_size, env.n_envs, env.episode_limit, N, A, obs_dim, S),
+        players=Players(learner.agent, env),
+        buffer=ReplayBuffer(args.buffer_size, env.n_envs, env.episode_limit, *sizes),
         explore=torch.Generator(device).manual_seed(args.seed),
         sampler=np.random.default_rng(args.seed),
         progress=Progress(),
