@@ -7,11 +7,14 @@ unroll a whole batch of episodes in one call or act one step at a time.
 Not a script. See it at work: python train.py --map 2s3z
 
 Shapes: T time, B batch, N agents, A actions, O observation, H GRU width,
-        I = O + A + N input, R = B * N rows (every agent of every episode is one row).
+        I = O + A + N input, R = B * N rows (every agent of every episode is one row),
+        P rows of all steps together.
 """
 
 import torch
 from torch import Tensor, nn
+
+from gru import gru
 
 
 class RNNAgent(nn.Module):
@@ -35,6 +38,16 @@ class RNNAgent(nn.Module):
         x = torch.relu(self.fc1(inputs))  # (T, R, H)
         x, hidden = self.rnn(x, hidden.unsqueeze(0))  # (T, R, H), (1, R, H)
         return self.fc2(x), hidden[0]
+
+    def unroll(self, inputs: Tensor, sizes: list[int]) -> Tensor:
+        """Whole episodes of different lengths at once, from their first steps.
+
+        inputs (P, I) float: the rows of step 0, then those of step 1, ...; sizes[t] of them at
+        step t, never more than before, row i going on from row i of the step before. The same
+        values as forward gives step by step -> agent_qs (P, A).
+        """
+        x = torch.relu(self.fc1(inputs))  # (P, H)
+        return self.fc2(gru(self.rnn, x, sizes))
 
 
 def build_inputs(obs: Tensor, last_actions: Tensor, n_actions: int) -> Tensor:

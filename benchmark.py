@@ -41,13 +41,15 @@ HERE = Path(__file__).resolve().parent
 
 
 def medians(seconds, **functions):
-    """Seconds per call of each function. They take turns until `seconds` have passed."""
+    """Seconds per call of each function. They take turns until `seconds` have passed, each after a
+    pause: threads of the one before may still spin, waiting for more work."""
     times = {name: [] for name in functions}
     for function in functions.values():
         function()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < 3:
         for name, function in functions.items():
+            time.sleep(0.01)
             begun = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - begun)

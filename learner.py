@@ -16,18 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agent import RNNAgent, build_inputs
 from buffer import Batch
 from mixer import Mixer
-
-# Steps that are unrolled together, see QLearner.unroll: short enough to leave out what has ended
-# and to stay in the processor's cache, long enough to keep the number of calls small.
-BLOCK = 12
-# A step of a part costs as much as it has episodes, and so much for the calls, however many.
-CALLS = 7
 
 
 class QLearner:
@@ -87,65 +80,50 @@ class QLearner:
         the same steps, 0-dim and detached.
         """
         T, B, N = batch.actions.shape
+        A = batch.avail_actions.shape[-1]
         assert batch.obs.shape[:3] == (T + 1, B, N), "one more observation than actions"
         assert (batch.filled[:, :-1] >= batch.filled[:, 1:]).all(), "longest episode first"
-        step = batch.filled.flatten().nonzero(as_tuple=True)[0]  # (P,) the filled steps
-        P = len(step)
+        step = batch.filled.flatten().nonzero(as_tuple=True)[0]  # (F,) the filled steps
+        none = torch.zeros_like(batch.filled[:1])
+        seen = torch.cat((~none, batch.filled))  # (T + 1, B) what was seen, after the last step too
+        acted = torch.cat((batch.filled, none))[seen].nonzero(as_tuple=True)[0]  # (F,) of P
+        sizes = [N * size for size in seen.sum(dim=1).tolist()]  # rows at each step
+        seen = seen.flatten().nonzero(as_tuple=True)[0]  # (P,)
 
-        def filled(x):
-            return x.flatten(0, 1)[step]  # (T, B, ...) -> (T * B, ...) -> (P, ...)
+        def packed(x, where):
+            return x.flatten(0, 1)[where]  # (T, B, ...) -> (T * B, ...) -> (F, ...), or (P, ...)
+
+        # Both networks run once over all that was seen: for values and to choose the next actions.
+        # What follows the steps in `acted` is all but the first B, in the same order.
+        last_actions = torch.cat((batch.actions.new_full((1, B, N), -1), batch.actions))
+        inputs = build_inputs(packed(batch.obs, seen), packed(last_actions, seen), A)  # (P, N, I)
+        inputs = inputs.flatten(0, 1)  # (P, N, I) -> (P * N, I)
+        agent_qs = self.agent.unroll(inputs, sizes).unflatten(0, (-1, N))  # (P * N, A) -> (P, N, A)
+        state = packed(batch.state, seen)  # (P, S)
 
         # Q_tot of what was done. For IQL every agent keeps its own column.
-        agent_qs, target_qs = self.unroll(batch)  # (T + 1, B, N, A)
-        actions = filled(batch.actions).unsqueeze(-1)  # (P, N, 1)
-        q_tot = filled(agent_qs[:-1]).gather(-1, actions)[..., 0]  # (P, N)
+        actions = packed(batch.actions, step).unsqueeze(-1)  # (F, N, 1)
+        q_tot = agent_qs[acted].gather(-1, actions)[..., 0]  # (F, N)
         if self.mixer:
-            q_tot = self.mixer(q_tot, filled(batch.state[:-1]))  # (P,)
+            q_tot = self.mixer(q_tot, state[acted])  # (F,)
 
         with torch.no_grad():
-            target_qs = filled(target_qs[1:])  # (P, N, A) at the next step
-            selecting_qs = filled(agent_qs[1:]) if self.double_q else target_qs
-            unavailable = ~filled(batch.avail_actions[1:])  # (P, N, A)
+            target_qs = self.target_agent.unroll(inputs, sizes).view_as(agent_qs)[B:]  # (F, N, A)
+            selecting_qs = agent_qs[B:] if self.double_q else target_qs
+            unavailable = ~packed(batch.avail_actions[1:], step)  # (F, N, A)
             selecting_qs = selecting_qs.masked_fill(unavailable, -torch.inf)
-            next_actions = selecting_qs.argmax(dim=-1, keepdim=True)  # (P, N, 1)
-            next_q_tot = target_qs.gather(-1, next_actions)[..., 0]  # (P, N)
+            next_actions = selecting_qs.argmax(dim=-1, keepdim=True)  # (F, N, 1)
+            next_q_tot = target_qs.gather(-1, next_actions)[..., 0]  # (F, N)
             if self.target_mixer:
-                next_q_tot = self.target_mixer(next_q_tot, filled(batch.state[1:]))  # (P,)
-            # Returns run along time: back to (T, B) and, once they are there, to (P,) again.
+                next_q_tot = self.target_mixer(next_q_tot, state[B:])  # (F,)
+            # Returns run along time: back to (T, B) and, once they are there, to (F,) again.
             padded = next_q_tot.new_zeros(T * B, *next_q_tot.shape[1:])
             padded[step] = next_q_tot
-            target = filled(self.targets(batch, padded.unflatten(0, (T, B))))
+            target = packed(self.targets(batch, padded.unflatten(0, (T, B))), step)
 
-        assert q_tot.shape == target.shape == ((P,) if self.mixer else (P, N))
+        assert q_tot.shape == target.shape == (step.shape if self.mixer else (len(step), N))
         loss = (q_tot - target).square().mean()
         return loss, {"q_tot": q_tot.detach().mean(), "target": target.mean()}
-
-    def unroll(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the online and the target network say at every step, (T + 1, B, N, A) each.
-
-        Each runs once over all T + 1 steps; the last one only serves to select actions and value
-        them. A block of steps leaves out the episodes that ended before it began: 0 stands there.
-        """
-        T, B, N = batch.actions.shape
-        A = batch.avail_actions.shape[-1]
-        none_yet = batch.actions.new_full((1, B, N), -1)
-        last_actions = torch.cat((none_yet, batch.actions))  # (T + 1, B, N)
-        alive = [B, *batch.filled.sum(dim=1).tolist()]  # how many episodes reach step t
-        # A GPU would rather have all steps in one call.
-        block = BLOCK if batch.obs.device.type == "cpu" else T + 1
-        agent_qs, target_qs = [], []
-        hidden = target_hidden = self.agent.initial_hidden(B * N)
-        for t in range(0, T + 1, block):
-            b = alive[t]
-            steps, rows, padding = slice(t, t + block), b * N, (0, 0, 0, (B - b) * N)
-            inputs = build_inputs(batch.obs[steps, :b], last_actions[steps, :b], A)
-            inputs = inputs.flatten(1, 2)  # (block, b, N, I) -> (block, rows, I)
-            qs, hidden = self.agent(inputs, hidden[:rows])
-            agent_qs.append(F.pad(qs, padding))  # (block, rows, A) -> (block, B * N, A)
-            with torch.no_grad():
-                qs, target_hidden = self.target_agent(inputs, target_hidden[:rows])
-                target_qs.append(F.pad(qs, padding))
-        return tuple(torch.cat(qs).unflatten(1, (B, N)) for qs in (agent_qs, target_qs))
 
     def targets(self, batch: Batch, next_q_tot: Tensor) -> Tensor:
         """The lambda-returns y(t) = r(t) + gamma * ((1 - lambda) * Q'(t + 1) + lambda * y(t + 1)).
@@ -221,20 +199,15 @@ def _per_column(x: Tensor, like: Tensor) -> Tensor:
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """The batch as at most `parts` batches that take about equally long, without copying: few long
+    """The batch as at most `parts` batches of about equally many steps, without copying: few long
     episodes in the first, many short ones in the last, each cut to its own longest."""
-    lengths = batch.filled.sum(dim=0).tolist()  # (B,), the longest first
-    steps = [0, *itertools.accumulate(lengths)]
-
-    def cost(first, end):
-        return steps[end] - steps[first] + CALLS * lengths[first]
-
-    B, ends = len(lengths), [0]
-    for left in range(min(parts, B) - 1, 0, -1):  # this part against the mean of those left
-        first = ends[-1]
-        costs = {e: max(cost(first, e), cost(e, B) / left) for e in range(first + 1, B - left + 1)}
-        ends.append(min(costs, key=costs.get))
+    lengths = batch.filled.sum(dim=0)  # (B,), the longest first
+    steps = lengths.cumsum(0)
+    shares = steps[-1] * torch.arange(1, parts, device=steps.device) / parts
+    cuts = torch.searchsorted(steps, shares) + 1  # the episodes up to which a share is full
+    ends = sorted({0, *cuts.tolist(), len(lengths)})
+    lengths = lengths.tolist()
     return [
         Batch(*(x[: lengths[first] + len(x) - lengths[0], first:end] for x in batch))
-        for first, end in itertools.pairwise([*ends, B])
+        for first, end in itertools.pairwise(ends)
     ]

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import buffer as buffer_module
+import gru as gru_module
 import learner as learner_module
 import run as run_module
 import two_step_game
@@ -26,13 +27,6 @@ from buffer import Batch, ReplayBuffer
 from learner import QLearner
 from mixer import MIXERS, Mixer
 from run import BufferFiles
-
-
-@pytest.fixture(autouse=True)
-def short_blocks(monkeypatch):
-    """So that the short episodes here end in different blocks of steps."""
-    monkeypatch.setattr(learner_module, "BLOCK", 2)
-
 
 N, A, OBS, S, H, M = 3, 4, 5, 6, 7, 8  # agents, actions, observation, state, GRU and mixing width
 LENGTHS = (5, 4, 2, 1)  # of the episodes in a batch of make_batch
@@ -320,6 +314,79 @@ def test_one_unroll_equals_step_by_step():
     # It remembers: with another first input the last values are others.
     other = torch.cat((inputs[:1] + 1, inputs[1:]))
     assert not torch.allclose(agent(other, agent.initial_hidden(4))[0][-1], whole[-1])
+
+
+SIZES = [  # rows at each step: groups of 16, what is left of one, and one row alone
+    [1],
+    [40, 40, 33, 17, 16, 16, 15, 1, 1],
+    [16] * 5,
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("width", [8, 24])
+def test_compiled_gru_equals_torchs_in_float64(sizes, width):
+    """Values and gradients, against torch.nn.GRU of the same weights, unrolled row by row."""
+    torch.manual_seed(0)
+    rnn = torch.nn.GRU(width, width)
+    x = 2 * torch.randn(sum(sizes), width)
+    weight = torch.randn(sum(sizes), width)
+    exact = torch.nn.GRU(width, width).double()
+    exact.load_state_dict(rnn.state_dict())
+    results = []
+    for net, dtype in ((rnn, torch.float32), (exact, torch.float64)):
+        inputs = x.to(dtype).requires_grad_()
+        if net is rnn:
+            out = gru_module.gru(net, inputs, sizes)
+            assert type(out.grad_fn).__name__ == "UnrollBackward", "not the compiled one"
+        else:
+            starts = np.cumsum([0, *sizes])
+            out = torch.zeros(len(x), width, dtype=dtype)
+            for row in range(sizes[0]):
+                own = [
+                    start + row for start, size in zip(starts, sizes, strict=False) if row < size
+                ]
+                out[own] = net(inputs[own].unsqueeze(1))[0][:, 0]
+        loss = (out * weight).sum()
+        results.append([out, *torch.autograd.grad(loss, [inputs, *net.parameters()])])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-6 * len(sizes))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e-3, 5.0, 7.9, 8.0, 1e30, math.inf, math.nan])
+def test_compiled_tanh(value):
+    for x in np.float32([value, -value]):
+        np.testing.assert_allclose(gru_module.tanh(x), np.tanh(np.float64(x)), rtol=4e-7)
+
+
+def test_loss_of_the_compiled_gru_is_the_papers():
+    """As test_loss_and_gradients_are_the_papers, in float32 and with a width that is compiled."""
+    results, batch = [], make_batch()
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        learner = QLearner(RNNAgent(OBS + A + N, A, 8), Mixer("qmix", N, S, M), td_lambda=0.6)
+        learner.target_agent.fc2.weight.data += 0.1
+        for net in (learner.agent, learner.target_agent, learner.mixer, learner.target_mixer):
+            net.to(dtype)
+        loss, stats = learner.loss(
+            Batch(*(x.to(dtype) if x.is_floating_point() else x for x in batch))
+        )
+        gradients = torch.autograd.grad(loss, learner.parameters)
+        results.append([x.double() for x in (loss, *stats.values(), *gradients)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_unroll_equals_acting_step_by_step():
+    """Rows that end early, on torch's own GRU (width 7) and the compiled one (8)."""
+    for width in (7, 8):
+        torch.manual_seed(0)
+        agent, sizes = RNNAgent(6, A, width), [4, 4, 3, 1]
+        inputs = torch.randn(sum(sizes), 6)
+        hidden, values = agent.initial_hidden(4), []
+        for step in inputs.split(sizes):
+            qs, hidden = agent(step.unsqueeze(0), hidden[: len(step)])
+            values.append(qs[0])
+        torch.testing.assert_close(agent.unroll(inputs, sizes), torch.cat(values))
 
 
 def test_inputs_are_observation_last_action_and_agent_number():
@@ -642,21 +709,19 @@ def test_two_step_game_refuses_in_one_line(monkeypatch, capsys, arguments, compl
     assert status == 2 and out == "" and complaint in err and err.count("\n") == 1
 
 
-def test_parts_of_a_batch_take_equally_long():
-    """No other cut in two has a cheaper dearest part: all are tried."""
+def test_parts_of_a_batch_have_about_equally_many_steps():
+    """No part is off by more than an episode; nothing is lost or doubled."""
     rng = np.random.default_rng(0)
-    for _ in range(20):
+    for parts in (1, 2, 3, 5):
         lengths = np.sort(rng.integers(1, 60, 12))[::-1]
         filled = torch.from_numpy(np.arange(lengths[0])[:, None] < lengths)  # (T, B)
-        parts = learner_module.split(Batch(*[filled] * 8), 2)
-
-        def cost(part):
-            return sum(part) + learner_module.CALLS * part[0]
-
-        cuts = [max(cost(lengths[:end]), cost(lengths[end:])) for end in range(1, 12)]
-        got = [part.filled.sum(dim=0).tolist() for part in parts]
-        assert list(itertools.chain(*got)) == lengths.tolist()
-        assert max(map(cost, got)) == min(cuts)
+        got = [p.filled for p in learner_module.split(Batch(*[filled] * 8), parts)]
+        assert len(got) == parts
+        assert np.concatenate([p.sum(dim=0) for p in got]).tolist() == lengths.tolist()
+        assert all(abs(p.sum() - lengths.sum() / parts) <= lengths[0] for p in got)
+        assert all(p[-1, 0] for p in got), "cut to its longest"
+    alone = learner_module.split(Batch(*[filled[:, :1]] * 8), 4)
+    assert [p.filled.shape for p in alone] == [filled[:, :1].shape]
 
 
 @pytest.mark.parametrize("kind", ["qmix", "iql"])
