@@ -7,8 +7,8 @@ unroll a whole batch of episodes in one call or act one step at a time.
 Not a script. See it at work: python train.py --map 2s3z
 
 Shapes: T time, B batch, N agents, A actions, O observation, H GRU width,
-        I = O + A + N input, R = B * N rows (every agent of every episode is one row),
-        P rows of all steps together.
+        I = O + A + N input, R rows (every agent of every episode is one; of one step in forward,
+        of all steps together in unroll).
 """
 
 import torch
@@ -42,11 +42,11 @@ class RNNAgent(nn.Module):
     def unroll(self, inputs: Tensor, sizes: list[int]) -> Tensor:
         """Whole episodes of different lengths at once, from their first steps.
 
-        inputs (P, I) float: the rows of step 0, then those of step 1, ...; sizes[t] of them at
-        step t, never more than before, row i going on from row i of the step before. The same
-        values as forward gives step by step -> agent_qs (P, A).
+        inputs (R, I) float: the rows of step 0, then those of step 1, ...; sizes[t] of them at
+        step t, never more than before, row i going on from row i of the step before -> agent_qs
+        (R, A), the values that forward gives step by step, to float32's rounding.
         """
-        x = torch.relu(self.fc1(inputs))  # (P, H)
+        x = torch.relu(self.fc1(inputs))  # (R, H)
         return self.fc2(gru(self.rnn, x, sizes))
 
 

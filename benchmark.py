@@ -29,7 +29,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from agent import RNNAgent, build_inputs, epsilon_greedy
-from buffer import ReplayBuffer
+from buffer import Batch, ReplayBuffer
 from flags import Parser
 from learner import QLearner
 from mixer import Mixer
@@ -143,8 +143,10 @@ def gradient(args):
             many, one = (
                 QLearner(*networks(env), optimiser="adam", threads=n) for n in (args.threads, 1)
             )
-            with FlopCounterMode(display=False) as counter:
-                one.update(batch)
+            double = QLearner(*(network.double() for network in networks(env)))
+            exact = Batch(*(x.double() if x.is_floating_point() else x for x in batch))
+            with FlopCounterMode(display=False) as counter:  # sees into torch's own GRU only,
+                double.update(exact)  # which is what float64 gets, see gru.py
             rows, H = B * env.n_agents // args.threads, 64
             x, w = torch.randn(rows, H), torch.randn(3 * H, H)
             functions = {

@@ -114,7 +114,7 @@ def build_parser():
     flag("--epsilon-anneal-steps", count, 50_000, "environment steps from start to finish")
 
     group = parser.add_argument_group("networks")
-    flag("--hidden-dim", width, 64, "units of the agents' GRU")
+    flag("--hidden-dim", width, 64, "units of the agents' GRU; multiples of 8 are faster on a CPU")
     flag("--mixing-embed-dim", width, 32, "units of the mixing network's hidden layer")
     flag("--hypernet-layers", number(int, 1, 2), 2, "of each hypernetwork; paper 1, PyMARL 2")
     flag("--hypernet-embed", width, 64, "units between the two layers of a hypernetwork")

@@ -1,12 +1,17 @@
 """The GRU of agent.py over whole episodes of different lengths, and its gradient, for the CPU.
 
-The same numbers as torch.nn.GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078) to float32's
-rounding, in less than half the time: torch makes some thirty calls for every step, each too small
-to be worth it; here one compiled loop does them all. To do without, let `gru` return its last line.
+    r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)         (Cho et al. 2014,
+    z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)          https://arxiv.org/abs/1406.1078,
+    n = tanh(W_in x + b_in + r (W_hn h + b_hn))         as torch.nn.GRU writes it)
+    h' = (1 - z) n + z h
+
+The same numbers as torch.nn.GRU, to float32's rounding, in less than half of its time for such
+episodes: torch makes some thirty calls for every step, each too small to be worth it; here one
+compiled loop does them all. To do without, delete all of the function `gru` but its last line.
 
 Not a script. See it at work: python train.py --map 2s3z
 
-Shapes: T time, H GRU width, P rows of all steps together, G rows of one group.
+Shapes: H GRU width, R rows of all steps together, G rows of one group.
 """
 
 import threading
@@ -20,15 +25,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
 GROUP = 16  # rows that are worked on together: few enough that they stay in the nearest cache
+# a * b + c may be one instruction, and nothing else be bent: NaN stays NaN. nogil: the learner's
+# threads run side by side.
 JIT = dict(error_model="numpy", fastmath={"contract"}, nogil=True, cache=True)
-LOCK = threading.Lock()  # the learner's threads come here together
-ONE, HALF, LIMIT = np.float32([1, 0.5, 7.905])  # a Python number would turn everything into float64
+LOCK = threading.Lock()  # one thread compiles, lest the vectoriser stay switched on for all
+# A Python number would turn everything into float64. Beyond LIMIT, tanh is 1 to float32's rounding.
+ONE, HALF, LIMIT = np.float32([1, 0.5, 7.905])
 
 
 @njit(**JIT)
 def tanh(x):
-    """As a fraction of two polynomials (that of Eigen and XLA; error below 3e-7): unlike the
-    library's own, such a loop can be done for 8 or 16 numbers at once."""
+    """float32 -> float32, as a fraction of two polynomials (the coefficients of Eigen,
+    https://eigen.tuxfamily.org; error below 3e-7): unlike a call of the library's own, this can be
+    done for 8 or 16 numbers at once."""
     x = LIMIT if x > LIMIT else -LIMIT if x < -LIMIT else x  # NaN stays NaN, unlike with min, max
     y = x * x
     p = np.float32(-2.76076847742355e-16)
@@ -47,13 +56,14 @@ def tanh(x):
 
 @njit(**JIT)
 def sigmoid(x):
+    """float32 -> float32."""
     return HALF + HALF * tanh(HALF * x)
 
 
 @njit(**JIT)
 def add_product(a, w, out):
     """out (G, M) += a (G, K) @ w (K, M), eight of the K at a time: each number of `out` is then
-    fetched and put back an eighth as often. K is a multiple of 8."""
+    fetched and put back an eighth as often. K must be a multiple of 8."""
     for k in range(0, len(w), 8):
         for i in range(len(a)):
             a0, a1, a2, a3 = a[i, k], a[i, k + 1], a[i, k + 2], a[i, k + 3]
@@ -68,11 +78,12 @@ def add_product(a, w, out):
 
 
 @njit(**JIT)
-def forward(x, sizes, w_ih, w_hh, b_ih, b_hh, out, gates):
-    """Fill out (P, H) with the hidden states and, unless it has one row only, gates (P, 4 H) with
-    n, r, z and W_hn h + b_hn, the last before r.
+def unroll_rows(x, sizes, w_ih, w_hh, b_ih, b_hh, out, gates):
+    """Fill out (R, H) with the hidden states, and gates (R, 4 H) with n, r, z and W_hn h + b_hn: in
+    this order columns 0 to 3 H and H to 4 H are what the gradients of W_i and W_h need.
 
-    x (P, H) step after step, sizes[t] rows of step t, none more than before; w_ih, w_hh (H, 3 H).
+    x (R, H) and sizes as in `gru`; w_ih, w_hh (H, 3 H) and b_ih, b_hh (3 H,): r, z, n. All float32,
+    sizes int64. A single row of gates is no more than scratch paper.
     """
     H = x.shape[1]
     from_x, from_h = np.empty((GROUP, 3 * H), np.float32), np.empty((GROUP, 3 * H), np.float32)
@@ -100,11 +111,12 @@ def forward(x, sizes, w_ih, w_hh, b_ih, b_hh, out, gates):
 
 
 @njit(**JIT)
-def backward(sizes, w_hh, out, gates, d_out):
-    """Put gradients in the gates' places: columns 0 to 3 H of W_i x + b_i (its n comes first), H to
-    4 H of W_h h + b_h. d_out (P, H), that of `out`, becomes that with all that comes later.
+def unroll_rows_back(sizes, w_hh, out, gates, d_out):
+    """Overwrite gates (R, 4 H) with gradients: columns 0 to 3 H are then that of W_i x + b_i, its n
+    first, columns H to 4 H that of W_h h + b_h. d_out (R, H), the gradient of `out`, is overwritten
+    too: it ends as the one by way of all later steps as well.
 
-    w_hh (3 H, H), as torch keeps it. See forward for the rest.
+    w_hh (3 H, H), as torch keeps it. See unroll_rows for the rest.
     """
     H = out.shape[1]
     none = np.zeros((sizes[0], H), np.float32)
@@ -113,7 +125,7 @@ def backward(sizes, w_hh, out, gates, d_out):
         first -= sizes[t]
         start = first - sizes[t - 1] if t > 0 else 0  # of the step before
         before = out[start:first] if t > 0 else none
-        d_before = d_out[start:first] if t > 0 else none
+        d_before = d_out[start:first] if t > 0 else none  # then h is read before d_h is written
         for lo in range(0, sizes[t], GROUP):
             hi = min(lo + GROUP, sizes[t])
             for i in range(lo, hi):
@@ -130,16 +142,27 @@ def backward(sizes, w_hh, out, gates, d_out):
                 add_product(gates[first + lo : first + hi, H:], w_hh, d_before[lo:hi])
 
 
+def call(kernel, *arguments):
+    """unroll_rows or unroll_rows_back with tensors. They are compiled, once, with the vectoriser
+    that battle.py turns off, because it slows the rules there; these two live on it."""
+    arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments]
+    if kernel.signatures:
+        return kernel(*arrays)
+    with LOCK, mock.patch.object(config, "LOOP_VECTORIZE", 1):
+        kernel(*arrays)
+
+
 class Unroll(torch.autograd.Function):
-    """forward and backward above for torch: (x, sizes and the GRU's four tensors) -> out."""
+    """Both for torch: x (R, H), sizes, and the GRU's four tensors as it has them -> out (R, H). Its
+    gradient can be asked for once, and has no gradient itself."""
 
     @staticmethod
     def forward(ctx, x, sizes, w_ih, w_hh, b_ih, b_hh):
-        (P, H), sizes = x.shape, np.array(sizes)
-        out = x.new_empty(P, H)
-        gates = x.new_empty(P if any(ctx.needs_input_grad) else 1, 4 * H)
+        (R, H), sizes = x.shape, np.array(sizes)
+        out = x.new_empty(R, H)
+        gates = x.new_empty(R if any(ctx.needs_input_grad) else 1, 4 * H)
         weights = w_ih.t().contiguous(), w_hh.t().contiguous(), b_ih, b_hh
-        run(forward, x.contiguous(), sizes, *weights, out, gates)
+        call(unroll_rows, x.contiguous(), sizes, *weights, out, gates)
         ctx.sizes, ctx.gates = sizes, gates
         ctx.save_for_backward(x, w_ih, w_hh, out)
         return out
@@ -148,33 +171,37 @@ class Unroll(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_out):
         x, w_ih, w_hh, out = ctx.saved_tensors
-        H, sizes, gates, ctx.gates = out.shape[1], ctx.sizes, ctx.gates, None  # they serve once
-        assert gates is not None, "gradients can be asked for once: there is no retain_graph here"
-        run(backward, sizes, w_hh.contiguous(), out, gates, d_out.clone())
-        d_x, d_h = gates[:, : 3 * H], gates[:, H:]  # (P, 3 H): n, r, z and r, z, n
+        H, sizes, gates, ctx.gates = out.shape[1], ctx.sizes, ctx.gates, None  # it is overwritten
+        if gates is None:
+            raise RuntimeError("this gradient can be asked for once: run forward again")
+        d_out = d_out.clone(memory_format=torch.contiguous_format)
+        call(unroll_rows_back, sizes, w_hh.contiguous(), out, gates, d_out)
+        d_from_x, d_from_h = gates[:, : 3 * H], gates[:, H:]  # (R, 3 H): n, r, z and r, z, n
         states = zip(out.split(sizes.tolist())[:-1], sizes[1:], strict=True)
         before = [out.new_zeros(sizes[0], H), *(state[:size] for state, size in states)]
-        d_w_ih, d_b_ih = (d_x.t() @ x).roll(-H, 0), d_x.sum(dim=0).roll(-H)
-        d_w_hh, d_b_hh = d_h.t() @ torch.cat(before), d_h.sum(dim=0)
-        return d_x @ w_ih.roll(H, 0), None, d_w_ih, d_w_hh, d_b_ih, d_b_hh
-
-
-def run(kernel, *arguments):
-    """Call forward or backward with tensors. They are compiled, once, with numba's vectoriser: it
-    is what they live on, and the rules in battle.py, which switches it off, are slower with it."""
-    arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments]
-    if kernel.signatures:
-        return kernel(*arrays)
-    with LOCK, mock.patch.object(config, "LOOP_VECTORIZE", 1):
-        kernel(*arrays)
+        d_w_ih, d_b_ih = (d_from_x.t() @ x).roll(-H, 0), d_from_x.sum(dim=0).roll(-H)
+        d_w_hh, d_b_hh = d_from_h.t() @ torch.cat(before), d_from_h.sum(dim=0)
+        return d_from_x @ w_ih.roll(H, 0), None, d_w_ih, d_w_hh, d_b_ih, d_b_hh
 
 
 def gru(rnn: nn.GRU, x: Tensor, sizes: list[int]) -> Tensor:
-    """The hidden states (P, H) of a GRU that begins with zeros.
+    """The hidden states of a GRU, which begin as zeros. x (R, H) float -> (R, H) float.
 
-    x (P, H): the rows of step 0, then those of step 1, ...; sizes[t] of them at step t, never more
-    than before: row i of a step goes on from row i of the step before.
+    x has the rows of step 0, then those of step 1, ...; sizes[t] of them at step t, never more than
+    before: row i of a step goes on from row i of the step before. Other sizes raise ValueError.
+
+    What is compiled is one plain layer, as wide as its input, a multiple of 8, in float32 on the
+    CPU; torch does everything else.
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and rnn.hidden_size % 8 == 0:
-        return Unroll.apply(x, sizes, *rnn.parameters())
+    if sum(sizes) != len(x) or min(sizes) < 1 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(
+            f"sizes {sizes} do not make up {len(x)} rows, at each step no more than before"
+        )
+    H = x.shape[-1]
+    plain = type(rnn) is nn.GRU and not config.DISABLE_JIT
+    shapes = [weight.shape for weight in rnn.parameters()]
+    plain = plain and shapes == [(3 * H, H), (3 * H, H), (3 * H,), (3 * H,)]
+    if plain and H % 8 == 0 and x.device.type == "cpu":
+        if all(tensor.dtype == torch.float32 for tensor in (x, *rnn.parameters())):
+            return Unroll.apply(x, sizes, *rnn.parameters())
     return rnn(PackedSequence(x, torch.tensor(sizes)))[0].data

@@ -7,7 +7,8 @@ with td_lambda > 0, y is the lambda-return of those one-step targets.
 
 Not a script. See it at work: python train.py --map 2s3z
 
-Shapes: T time, B batch, N agents, A actions, S state, I agent input, R = B * N rows.
+Shapes: T time, B batch, N agents, A actions, S state, I agent input, F filled steps in a batch,
+        P = F + B observations in it.
 """
 
 import copy
@@ -83,26 +84,23 @@ class QLearner:
         A = batch.avail_actions.shape[-1]
         assert batch.obs.shape[:3] == (T + 1, B, N), "one more observation than actions"
         assert (batch.filled[:, :-1] >= batch.filled[:, 1:]).all(), "longest episode first"
-        step = batch.filled.flatten().nonzero(as_tuple=True)[0]  # (F,) the filled steps
         none = torch.zeros_like(batch.filled[:1])
-        seen = torch.cat((~none, batch.filled))  # (T + 1, B) what was seen, after the last step too
-        acted = torch.cat((batch.filled, none))[seen].nonzero(as_tuple=True)[0]  # (F,) of P
-        sizes = [N * size for size in seen.sum(dim=1).tolist()]  # rows at each step
-        seen = seen.flatten().nonzero(as_tuple=True)[0]  # (P,)
-
-        def packed(x, where):
-            return x.flatten(0, 1)[where]  # (T, B, ...) -> (T * B, ...) -> (F, ...), or (P, ...)
+        seen = torch.cat((~none, batch.filled))  # (T + 1, B): also after an episode's last step
+        acted = torch.cat((batch.filled, none))[seen].nonzero(as_tuple=True)[0]  # (F,) of those P
+        sizes = [N * size for size in seen.sum(dim=1).tolist()]  # rows of agents at each step
+        # Padding is left out of all that follows: x[seen] is (P, ...), x[step] is (F, ...).
+        seen, step = seen.nonzero(as_tuple=True), batch.filled.nonzero(as_tuple=True)
 
         # Both networks run once over all that was seen: for values and to choose the next actions.
         # What follows the steps in `acted` is all but the first B, in the same order.
         last_actions = torch.cat((batch.actions.new_full((1, B, N), -1), batch.actions))
-        inputs = build_inputs(packed(batch.obs, seen), packed(last_actions, seen), A)  # (P, N, I)
+        inputs = build_inputs(batch.obs[seen], last_actions[seen], A)  # (P, N, I)
         inputs = inputs.flatten(0, 1)  # (P, N, I) -> (P * N, I)
         agent_qs = self.agent.unroll(inputs, sizes).unflatten(0, (-1, N))  # (P * N, A) -> (P, N, A)
-        state = packed(batch.state, seen)  # (P, S)
+        state = batch.state[seen]  # (P, S)
 
         # Q_tot of what was done. For IQL every agent keeps its own column.
-        actions = packed(batch.actions, step).unsqueeze(-1)  # (F, N, 1)
+        actions = batch.actions[step].unsqueeze(-1)  # (F, N, 1)
         q_tot = agent_qs[acted].gather(-1, actions)[..., 0]  # (F, N)
         if self.mixer:
             q_tot = self.mixer(q_tot, state[acted])  # (F,)
@@ -110,18 +108,18 @@ class QLearner:
         with torch.no_grad():
             target_qs = self.target_agent.unroll(inputs, sizes).view_as(agent_qs)[B:]  # (F, N, A)
             selecting_qs = agent_qs[B:] if self.double_q else target_qs
-            unavailable = ~packed(batch.avail_actions[1:], step)  # (F, N, A)
+            unavailable = ~batch.avail_actions[1:][step]  # (F, N, A)
             selecting_qs = selecting_qs.masked_fill(unavailable, -torch.inf)
             next_actions = selecting_qs.argmax(dim=-1, keepdim=True)  # (F, N, 1)
             next_q_tot = target_qs.gather(-1, next_actions)[..., 0]  # (F, N)
             if self.target_mixer:
                 next_q_tot = self.target_mixer(next_q_tot, state[B:])  # (F,)
             # Returns run along time: back to (T, B) and, once they are there, to (F,) again.
-            padded = next_q_tot.new_zeros(T * B, *next_q_tot.shape[1:])
+            padded = next_q_tot.new_zeros(T, B, *next_q_tot.shape[1:])
             padded[step] = next_q_tot
-            target = packed(self.targets(batch, padded.unflatten(0, (T, B))), step)
+            target = self.targets(batch, padded)[step]
 
-        assert q_tot.shape == target.shape == (step.shape if self.mixer else (len(step), N))
+        assert q_tot.shape == target.shape == (acted.shape if self.mixer else (len(acted), N))
         loss = (q_tot - target).square().mean()
         return loss, {"q_tot": q_tot.detach().mean(), "target": target.mean()}
 
