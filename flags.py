@@ -94,8 +94,8 @@ def build_parser():
 
     group = parser.add_argument_group("learning")
     flag("--batch-size", count, 64, "episodes per gradient step")
-    flag("--buffer-size", count, 5000, "episodes kept for replay")
-    flag("--train-interval", count, 4, "finished episodes per gradient step, whatever --n-envs is")
+    flag("--buffer-size", count, 2000, "episodes kept for replay")
+    flag("--train-interval", count, 2, "finished episodes per gradient step, whatever --n-envs is")
     flag("--lr", number(float, 0, 1e3), 1e-3, "learning rate at step 0")
     flag("--lr-finish", number(float, 0, 1e3), 0.0, "learning rate at --steps; a line in between")
     flag("--optimiser", str, "adam", "rmsprop: alpha 0.99, eps 1e-5", ["adam", "rmsprop"])
