@@ -4,8 +4,10 @@
     python benchmark.py --quick --parts gradient acting
     python benchmark.py --pymarl ~/pymarl                # theirs beside ours (needs pyyaml)
     python benchmark.py --jaxmarl ~/JaxMARL              # (needs jax, flax and optax)
+    python benchmark.py --parts gradient train --device cuda --jaxmarl ~/JaxMARL    # (jax[cuda13])
 
 What is compared takes turns, and medians are printed: so other work on the machine slows both.
+Only `train` plays one after the other.
 
 Shapes: E battles, B episodes in a batch, T steps, N agents, A actions, O observation, S state.
 """
@@ -13,6 +15,8 @@ Shapes: E battles, B episodes in a batch, T steps, N agents, A actions, O observ
 import argparse
 import csv
 import importlib.util
+import math
+import os
 import resource
 import subprocess
 import sys
@@ -20,6 +24,7 @@ import tempfile
 import time
 import types
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -77,6 +82,15 @@ def networks(env):
     return RNNAgent(env.obs_dim + A + N, A), Mixer("qmix", N, env.state_dim)
 
 
+def our_learner(env, threads, device="cpu"):
+    agent, mixer = (network.to(device) for network in networks(env))
+    return QLearner(agent, mixer, optimiser="adam", threads=threads)
+
+
+def update(learner, batch):
+    float(learner.update(batch)["loss"])  # reading it waits for the device
+
+
 def replay(map_name, episodes):
     """A simulator, and the replay of so many random battles."""
     env, rng = BattleSim(map_name, n_envs=16, seed=1), np.random.default_rng(0)
@@ -132,28 +146,27 @@ def acting(args):
 
 def gradient(args):
     """`share` is what the matrix products of a step take of all threads' own speed at products of
-    one GRU step's size: 100 % would be nothing but these products."""
-    print(
-        f"\ngradient step, {args.threads} threads: T steps, steps/s, GFLOP/s, share of matmul rate"
-    )
+    one GRU step's size: 100 % would be nothing but these products. Not for a GPU, which works
+    on several products of a step at once."""
+    on_cpu = args.device == "cpu"
+    where = f"{args.threads} threads" if on_cpu else torch.cuda.get_device_name()
+    print(f"\ngradient step, {where}: T steps, steps/s, GFLOP/s, share of matmul rate")
     for map_name in args.maps:
         env, buffer = replay(map_name, 64 if args.quick else 200)
         for B in (32,) if args.quick else (32, 64, 128):
             batch = buffer.sample(B, np.random.default_rng(0))
-            many, one = (
-                QLearner(*networks(env), optimiser="adam", threads=n) for n in (args.threads, 1)
-            )
+            our_batch = batch.to(args.device)
             double = QLearner(*(network.double() for network in networks(env)))
             exact = Batch(*(x.double() if x.is_floating_point() else x for x in batch))
             with FlopCounterMode(display=False) as counter:  # sees into torch's own GRU only,
                 double.update(exact)  # which is what float64 gets, see gru.py
+            learner = our_learner(env, args.threads, args.device)
             rows, H = B * env.n_agents // args.threads, 64
             x, w = torch.randn(rows, H), torch.randn(3 * H, H)
-            functions = {
-                "ours": lambda many=many, batch=batch: many.update(batch),
-                "one thread": lambda one=one, batch=batch: one.update(batch),
-                "matmul": lambda x=x, w=w: [x @ w.T for _ in range(100)],
-            }
+            functions = {"ours": partial(update, learner, our_batch)}
+            if on_cpu:
+                functions["one thread"] = partial(update, our_learner(env, 1), batch)
+                functions["matmul"] = lambda x=x, w=w: [x @ w.T for _ in range(100)]
             if args.pymarl:
                 theirs = pymarl_learner(args.pymarl, env)
                 their_batch = pymarl_batch(batch, env)
@@ -166,10 +179,10 @@ def gradient(args):
                 functions["PyMARL"] = pymarl
             if args.jaxmarl:  # knows no padding, so neither may our step beside it
                 full = batch._replace(filled=torch.ones_like(batch.filled))
-                functions["ours, unpadded"] = lambda many=many, full=full: many.update(full)
+                functions["ours, unpadded"] = partial(update, learner, full.to(args.device))
                 functions["JaxMARL"] = jaxmarl_step(args.jaxmarl, full, env)
             seconds = medians(args.seconds, **functions)
-            rate = 100 * 2 * rows * H * 3 * H / seconds.pop("matmul")
+            rate = 100 * 2 * rows * H * 3 * H / seconds.pop("matmul", math.inf)
             for name, value in seconds.items():
                 text = (
                     f"  {map_name:12} B {B:3} T {len(batch.filled):3} {name:>14} {1 / value:7.1f}"
@@ -177,7 +190,8 @@ def gradient(args):
                 if name in ("ours", "one thread"):
                     flops = counter.get_total_flops() / value
                     threads = args.threads if name == "ours" else 1
-                    text += f" {flops / 1e9:6.0f} {flops / rate / threads:6.0%}"
+                    text += f" {flops / 1e9:6.0f}"
+                    text += f" {flops / rate / threads:6.0%}" if on_cpu else "       "
                 if not name.startswith("ours"):
                     beside = seconds["ours, unpadded" if name == "JaxMARL" else "ours"]
                     text += f"  ours is {value / beside:.2f} x"
@@ -192,6 +206,7 @@ def train(args):
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(HERE / "train.py"), "--env", "sim", "--map", args.maps[0]]
         command += ["--steps", str(steps), "--threads", str(args.threads)]
+        command += ["--device", args.device]
         done = subprocess.run([*command, "--run-dir", f"{folder}/run"], capture_output=True)
         if done.returncode:
             raise ValueError(f"train.py failed: {done.stderr.decode().strip().splitlines()[-1]}")
@@ -221,7 +236,7 @@ def memory(args):
 def fill(args):
     """What `memory` starts."""
     env, buffer = replay(args.maps[0], args.fill)
-    learner = QLearner(*networks(env), optimiser="adam", threads=args.threads)
+    learner = our_learner(env, args.threads)
     for _ in range(3):
         learner.update(buffer.sample(64, np.random.default_rng(0)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, on macOS bytes
@@ -415,6 +430,8 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--maps", nargs="+", default=["2s3z"], metavar="NAME", help="SMAC maps")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of a gradient step")
+    what = "of our learner in gradient and train; all else is measured on the CPU"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=what)
     parser.add_argument("--quick", action="store_true", help="shorter and rougher")
     parser.add_argument("--pymarl", type=Path, metavar="PATH", help="a checkout to compare with")
     parser.add_argument("--jaxmarl", type=Path, metavar="PATH", help="the same")
@@ -426,6 +443,14 @@ def main():
             parser.error(f"unknown map {name!r}: choose from {', '.join(MAPS)}")
     if not 1 <= args.threads <= 64:
         parser.error(f"--threads is {args.threads}: it must be from 1 to 64")
+    if args.device == "cuda":
+        args.threads = 1  # threads share out a CPU's work
+        if "memory" in args.parts:
+            parser.error("--device cuda: memory is measured on the CPU, name other --parts")
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch finds no CUDA device here, use --device cpu")
+        if args.pymarl:
+            parser.error("--pymarl is measured on the CPU: leave out --device cuda")
     if args.pymarl and not (args.pymarl / "src" / "learners" / "q_learner.py").is_file():
         parser.error(f"--pymarl {args.pymarl}: no PyMARL checkout, it has no src/learners")
     if args.jaxmarl and not (args.jaxmarl / JAXMARL_QMIX).is_file():
@@ -434,9 +459,17 @@ def main():
         if args.pymarl:
             import yaml  # noqa: F401
         if args.jaxmarl:
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else all of a GPU
             import flax  # noqa: F401
-            import jax  # noqa: F401
+            import jax
             import optax  # noqa: F401
+
+            if (jax.default_backend() == "cpu") != (args.device == "cpu"):
+                parser.error(
+                    f"--device {args.device}, but jax works on {jax.default_backend()}: set the"
+                    " variable JAX_PLATFORMS=cpu, or pip install jax[cuda13]"
+                )
+            print(f"jax {jax.__version__} on {jax.default_backend()}, ", end="")
         if args.fill:
             return fill(args)
         print(f"torch {torch.__version__}", flush=True)

@@ -1,6 +1,6 @@
 """Q-learning with a mixed value: the loss of QMIX, VDN and IQL, their target network and optimiser.
 
-QMIX (https://arxiv.org/abs/1803.11485), equation 6: the mean over real steps of
+QMIX (https://arxiv.org/abs/1803.11485), equation 6: the mean over filled steps of
 (Q_tot(t) - y(t))^2, where y(t) = r(t) + gamma * Q_tot'(t + 1) at the greedy actions and Q_tot' is
 the target network. The greedy actions are the online network's (double Q-learning, as in PyMARL);
 with td_lambda > 0, y is the lambda-return of those one-step targets.
@@ -56,7 +56,9 @@ class QLearner:
         self.agent, self.mixer = agent, mixer
         self.gamma, self.td_lambda, self.double_q = gamma, td_lambda, double_q
         self.grad_norm_clip, self.bootstrap_time_limit = grad_norm_clip, bootstrap_time_limit
-        self.target_agent = copy.deepcopy(agent).requires_grad_(False)
+        # .to lays the weights of a copied GRU in one piece again: cuDNN warns and copies otherwise.
+        device = next(agent.parameters()).device
+        self.target_agent = copy.deepcopy(agent).requires_grad_(False).to(device)
         self.target_mixer = copy.deepcopy(mixer).requires_grad_(False) if mixer else None
         self.parameters = [*agent.parameters(), *(mixer.parameters() if mixer else ())]
         if optimiser not in ("rmsprop", "adam"):
@@ -85,11 +87,11 @@ class QLearner:
         assert batch.obs.shape[:3] == (T + 1, B, N), "one more observation than actions"
         assert (batch.filled[:, :-1] >= batch.filled[:, 1:]).all(), "longest episode first"
         none = torch.zeros_like(batch.filled[:1])
-        seen = torch.cat((~none, batch.filled))  # (T + 1, B): also after an episode's last step
-        acted = torch.cat((batch.filled, none))[seen].nonzero(as_tuple=True)[0]  # (F,) of those P
-        sizes = [N * size for size in seen.sum(dim=1).tolist()]  # rows of agents at each step
+        real = torch.cat((~none, batch.filled))  # (T + 1, B): also after an episode's last step
+        acted = torch.cat((batch.filled, none))[real].nonzero(as_tuple=True)[0]  # (F,) of those P
+        sizes = [N * size for size in real.sum(dim=1).tolist()]  # rows of agents at each step
         # Padding is left out of all that follows: x[seen] is (P, ...), x[step] is (F, ...).
-        seen, step = seen.nonzero(as_tuple=True), batch.filled.nonzero(as_tuple=True)
+        seen, step = real.nonzero(as_tuple=True), batch.filled.nonzero(as_tuple=True)
 
         # Both networks run once over all that was seen: for values and to choose the next actions.
         # What follows the steps in `acted` is all but the first B, in the same order.

@@ -449,6 +449,7 @@ OTHERS = [
     (simulator, "--n-envs 0"),
     (benchmark, "--maps nowhere"),
     (benchmark, "--pymarl full"),
+    (benchmark, "--device cuda --pymarl full"),
     (two_step_game, "--mixer iql"),
     (two_step_game, "--mixer nobody"),
     (two_step_game, "--seed -1"),
