@@ -179,7 +179,7 @@ def gradient(args):
                 functions["PyMARL"] = pymarl
             if args.jaxmarl:  # knows no padding, so neither may our step beside it
                 full = batch._replace(filled=torch.ones_like(batch.filled))
-                functions["ours, unpadded"] = partial(update, learner, full.to(args.device))
+                functions["ours, all steps"] = partial(update, learner, full.to(args.device))
                 functions["JaxMARL"] = jaxmarl_step(args.jaxmarl, full, env)
             seconds = medians(args.seconds, **functions)
             rate = 100 * 2 * rows * H * 3 * H / seconds.pop("matmul", math.inf)
@@ -193,7 +193,7 @@ def gradient(args):
                     text += f" {flops / 1e9:6.0f}"
                     text += f" {flops / rate / threads:6.0%}" if on_cpu else "       "
                 if not name.startswith("ours"):
-                    beside = seconds["ours, unpadded" if name == "JaxMARL" else "ours"]
+                    beside = seconds["ours, all steps" if name == "JaxMARL" else "ours"]
                     text += f"  ours is {value / beside:.2f} x"
                 print(text)
 
@@ -430,7 +430,7 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--maps", nargs="+", default=["2s3z"], metavar="NAME", help="SMAC maps")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of a gradient step")
-    what = "of our learner in gradient and train; all else is measured on the CPU"
+    what = "of our learner in gradient and train, and of JaxMARL's; all else is on the CPU"
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=what)
     parser.add_argument("--quick", action="store_true", help="shorter and rougher")
     parser.add_argument("--pymarl", type=Path, metavar="PATH", help="a checkout to compare with")

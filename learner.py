@@ -29,9 +29,10 @@ class QLearner:
 
     mixer: None for independent Q-learning, each agent's own TD error on the team's reward.
     gamma: discount per step. td_lambda: 0 = one-step targets, 1 = returns to the episode's end.
-    optimiser: "rmsprop" (alpha 0.99, eps 1e-5, as in the paper) or "adam". lr: its learning rate,
-    which may be changed between updates.
+    optimiser: "rmsprop" (alpha 0.99 as in the paper, eps 1e-5 as in PyMARL) or "adam".
+    lr: its learning rate, which may be changed between updates.
     grad_norm_clip: largest norm of the gradient of all weights together.
+    double_q: the online network chooses the next action that the target network values.
     bootstrap_time_limit: go on to the value of the last observation when the time limit cut the
     episode; by default its end counts as terminal, as in SMAC.
     threads: so many parts of a batch are worked on at once, each by a thread with one core. These
