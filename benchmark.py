@@ -233,15 +233,22 @@ def memory(args):
         subprocess.run([*command, "--threads", str(args.threads)], check=True)
 
 
+def peak_memory():
+    """The most bytes this process had resident. Linux's getrusage will not do: it begins with the
+    peak of the process that started this one."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def fill(args):
     """What `memory` starts."""
     env, buffer = replay(args.maps[0], args.fill)
     learner = our_learner(env, args.threads)
     for _ in range(3):
         learner.update(buffer.sample(64, np.random.default_rng(0)))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB, on macOS bytes
-    peak /= 1e9 if sys.platform == "darwin" else 1e6
-    print(f"  {args.maps[0]:12} {len(buffer)} episodes, peak {peak:.2f} GB resident")
+    print(f"  {args.maps[0]:12} {len(buffer)} episodes, peak {peak_memory() / 1e9:.2f} GB resident")
 
 
 # ---- PyMARL, from a checkout that is left as it is ---------------------
