@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -449,7 +450,7 @@ OTHERS = [
     (simulator, "--n-envs 0"),
     (benchmark, "--maps nowhere"),
     (benchmark, "--pymarl full"),
-    (benchmark, "--device cuda --pymarl full"),
+    *([] if torch.cuda.is_available() else [(benchmark, "--device cuda")]),
     (two_step_game, "--mixer iql"),
     (two_step_game, "--mixer nobody"),
     (two_step_game, "--seed -1"),
@@ -597,3 +598,14 @@ def test_plot_keeps_other_hyperparameters_apart(tmp_path):
         "qmix, lr 1.0": 2,
         "qmix, lr 2.0": 1,
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_that_of_the_process_itself():
+    """No less than what is resident now; and nothing of what its parent had."""
+    block = np.ones(2**27)  # 1 GiB, more than a process has that only imports benchmark.py
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert benchmark.peak_memory() >= resident > block.nbytes
+    code = [sys.executable, "-c", "import benchmark; print(benchmark.peak_memory())"]
+    child = subprocess.run(code, cwd=benchmark.HERE, capture_output=True, check=True)
+    assert 2**26 < int(child.stdout) < block.nbytes
