@@ -12,9 +12,8 @@ Shapes: T time, B batch, N agents, A actions, O observation, H GRU width,
 """
 
 import torch
-from torch import Tensor, nn
-
 from gru import gru
+from torch import Tensor, nn
 
 
 class RNNAgent(nn.Module):

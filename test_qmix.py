@@ -13,20 +13,20 @@ import json
 import math
 import os
 
+import gru as gru_module
 import numpy as np
 import pytest
+import run as run_module
 import torch
+from run import BufferFiles
 
 import buffer as buffer_module
-import gru as gru_module
 import learner as learner_module
-import run as run_module
 import two_step_game
 from agent import RNNAgent, build_inputs, epsilon_greedy
 from buffer import Batch, ReplayBuffer
 from learner import QLearner
 from mixer import MIXERS, Mixer
-from run import BufferFiles
 
 N, A, OBS, S, H, M = 3, 4, 5, 6, 7, 8  # agents, actions, observation, state, GRU and mixing width
 LENGTHS = (5, 4, 2, 1)  # of the episodes in a batch of make_batch

@@ -20,14 +20,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
-
-from agent import RNNAgent, build_inputs, epsilon_greedy
-from buffer import Batch, ReplayBuffer
-from envs import GameUnavailable, make_env
 from flags import NOT_KEPT, parse_args
-from learner import QLearner
-from mixer import Mixer
 from run import (
     BufferFiles,
     Progress,
@@ -45,6 +38,13 @@ from run import (
     write_config,
     write_metrics,
 )
+from tqdm.auto import tqdm
+
+from agent import RNNAgent, build_inputs, epsilon_greedy
+from buffer import Batch, ReplayBuffer
+from envs import GameUnavailable, make_env
+from learner import QLearner
+from mixer import Mixer
 
 # Battle i of a run is seeded 10000 * seed + i; those of its tests and of --evaluate lie further on.
 # So no two battles share a seed, not even in runs with neighbouring seeds.

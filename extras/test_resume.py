@@ -14,11 +14,8 @@ import types
 
 import numpy as np
 import pytest
-import torch
-
-import envs
 import run
-import train
+import torch
 from test_train import (
     metrics,
     no_waiting_for_the_disk,  # noqa: F401 a fixture that all tests here use
@@ -27,6 +24,9 @@ from test_train import (
     start,
     truncate,
 )
+
+import envs
+import train
 
 
 @pytest.fixture(scope="module")

@@ -30,14 +30,14 @@ from unittest import mock
 
 import numpy as np
 import torch
+from flags import Parser
+from simulator import MAPS, BattleSim, StarCraft2Env, random_actions
 from torch.utils.flop_counter import FlopCounterMode
 
 from agent import RNNAgent, build_inputs, epsilon_greedy
 from buffer import Batch, ReplayBuffer
-from flags import Parser
 from learner import QLearner
 from mixer import Mixer
-from simulator import MAPS, BattleSim, StarCraft2Env, random_actions
 
 PARTS = ("simulator", "acting", "gradient", "train", "memory")
 JAXMARL_QMIX = "baselines/QLearning/qmix_rnn.py"

@@ -15,16 +15,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-
 import benchmark
-import envs
 import flags
+import numpy as np
 import plot
+import pytest
 import run
 import simulator
+import torch
+
+import envs
 import train
 import two_step_game
 

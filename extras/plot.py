@@ -15,7 +15,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-
 from flags import NOT_KEPT, Parser
 from run import load_checkpoint, load_weights, read_config
 
@@ -172,8 +171,8 @@ def draw_battle(folder, out, moments=5):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-
     from simulator import BattleSim
+
     from train import Players, RNNAgent
 
     flags, (state, _) = read_config(folder)["flags"], load_checkpoint(folder)

@@ -2,10 +2,9 @@
 
 SMAC: https://arxiv.org/abs/1902.04043
 
-    python -m pytest test_simulator.py
-    python test_simulator.py          # how often scripted players win: the table in README.md
+    python -m pytest starcraft/test_simulator.py
 
-test_golden.npz holds what smac (github.com/oxwhirl/smac, commit d6aab33) returned for made-up unit
+golden.npz holds what smac (github.com/oxwhirl/smac, commit d6aab33) returned for made-up unit
 states: place the units, compare what the simulator shows. E battles, N agents, M enemies.
 """
 
@@ -15,19 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import simulator
-from simulator import (
-    FIRST_TARGET,
-    MAPS,
-    NORTH,
-    STOP,
-    BattleSim,
-    StarCraft2Env,
-    judge,
-    random_actions,
-)
+from . import simulator
+from .interface import judge
+from .maps import MAPS, STOP, unit_facts
+from .scripted import PLAYERS, share_won
+from .simulator import BattleSim, StarCraft2Env, random_actions
 
-GOLDEN = np.load(Path(__file__).with_name("test_golden.npz"))
+GOLDEN = np.load(Path(__file__).with_name("golden.npz"))
 META = json.loads(str(GOLDEN["meta_json"]))
 
 
@@ -223,7 +216,7 @@ def test_resume_is_exact():
 
 
 # Where a stationary attacker beats on a target that cannot die: damage per second from the data.
-RATES = [(name, fact) for name, fact in simulator.unit_facts().items() if "weapon" in fact]
+RATES = [(name, fact) for name, fact in unit_facts().items() if "weapon" in fact]
 
 
 @pytest.mark.parametrize(("name", "fact"), [r for r in RATES if "suicide" not in r[1]["weapon"]])
@@ -232,7 +225,7 @@ def test_damage_per_second(name, fact):
     sim = BattleSim("2m_vs_1z", 8)
     weapon, loops = fact["weapon"], 16 * 600
     target = "Stalker" if "ground" in weapon["targets"] else "Medivac"
-    facts = simulator.unit_facts()[target]
+    facts = unit_facts()[target]
     hit = weapon["damage"] + weapon.get("bonus", {}).get("Armored", 0) - facts["armor"]
     expected = weapon["hits"] * hit / (weapon["period"] + 0.5 / 16)
     gap = fact["radius"] + facts["radius"] + 0.5 * min(weapon["range"], 1.0)
@@ -266,7 +259,7 @@ def test_melee_units_surround():
     for _ in range(10):  # 5 seconds
         sim.step(np.array([[STOP, 0, 0, 0, 0, 0]]))
     x, y, body = (sim.units[name][0, 6:] for name in ("x", "y", "body"))
-    zealot, zergling = (simulator.unit_facts()[name] for name in ("Zealot", "Zergling"))
+    zealot, zergling = (unit_facts()[name] for name in ("Zealot", "Zergling"))
     reach = zealot["radius"] + zergling["radius"] + zergling["weapon"]["range"]
     assert 7 <= (np.hypot(x - 16, y - 16) <= reach).sum() <= 8
     apart = np.hypot(x[:, None] - x, y[:, None] - y) + np.diag(np.full(24, np.inf))
@@ -336,7 +329,7 @@ def test_a_wrong_map_is_refused(monkeypatch, change, words):
 
 
 def test_balances_differ():
-    liberty, ladder = (simulator.unit_facts(b)["Stalker"]["weapon"] for b in ("liberty", "ladder"))
+    liberty, ladder = (unit_facts(b)["Stalker"]["weapon"] for b in ("liberty", "ladder"))
     assert (liberty["damage"], ladder["damage"]) == (10, 13)
 
 
@@ -348,69 +341,6 @@ HARD = (
     "5m_vs_6m", "8m_vs_9m", "10m_vs_11m", "27m_vs_30m", "3s5z_vs_3s6z", "MMM2", "3s_vs_5z",
     "2c_vs_64zg", "6h_vs_8z", "corridor",
 )  # fmt: skip
-PLAYERS = ("random", "closest", "focus", "kite")
-
-
-def scripted(sim, player):
-    """(E, N) actions. "closest" attacks the nearest enemy it may; "focus" the one with the least
-    health and shield among those in weapon range. Both walk to the nearest enemy, seen or not,
-    while they may attack nobody. "kite" is "focus", but walks away from an enemy that is near
-    while its weapon cools down. Medivacs heal who lost the largest share of health, and follow."""
-    N = sim.n_agents
-    kinds, alive = sim.world["kinds"][sim.units["kind"]], sim.units["health"] > 0
-    us = {name: sim.units[name][:, :N, None] for name in ("x", "y", "radius")}  # (E, N, 1) each
-    them = {name: sim.units[name][:, None, N:] for name in us}  # (E, 1, M) each
-    dx, dy = them["x"] - us["x"], them["y"] - us["y"]
-    far = np.where(alive[:, None, N:], np.hypot(dx, dy), np.inf)  # (E, N, M)
-    may = sim.avail_actions[..., FIRST_TARGET:]  # (E, N, M)
-
-    rank = far
-    if player != "closest":
-        in_range = far - us["radius"] - them["radius"] <= kinds["range"][:, :N, None]
-        life = (sim.units["health"] + sim.units["shield"])[:, None, N:]
-        rank = np.where(in_range, life, 1000 + far)
-    nearest = far.argmin(-1)[..., None]
-    to_x, to_y = (np.take_along_axis(d, nearest, -1)[..., 0] for d in (dx, dy))  # (E, N)
-    if player == "kite":
-        flees = (sim.units["cooldown"][:, :N] > 4) & (far.min(-1) < 4.5)
-        may = may & ~flees[..., None]
-        to_x, to_y = np.where(flees, -to_x, to_x), np.where(flees, -to_y, to_y)
-
-    heals = kinds["heal_rate"][:, :N] > 0  # (E, N)
-    if heals.any():
-        n = min(far.shape[1:])  # a healer's target j is ally j, and it has at most M targets
-        share = (sim.units["health"] / kinds["health"])[:, :n]
-        patients = np.full(far[:, 0].shape, np.inf)  # (E, M)
-        patients[:, :n] = np.where(share < 1, share, np.inf)
-        rank = np.where(heals[..., None], patients[:, None], rank)
-        may = may & np.isfinite(rank)
-        fighters = alive[:, :N] & ~heals
-        weight = fighters / np.maximum(fighters.sum(1, keepdims=True), 1)
-        for to, name in ((to_x, "x"), (to_y, "y")):
-            middle = (sim.units[name][:, :N] * weight).sum(1, keepdims=True)
-            to[heals] = (middle - sim.units[name][:, :N])[heals]
-
-    gain = np.stack((to_y, -to_y, to_x, -to_x), -1)  # north, south, east, west
-    gain[~sim.avail_actions[..., NORTH:FIRST_TARGET]] = -np.inf
-    walk = np.where(np.isfinite(gain.max(-1)), NORTH + gain.argmax(-1), STOP)
-    target = np.where(may, rank, np.inf).argmin(-1)
-    return np.where(alive[:, :N], np.where(may.any(-1), FIRST_TARGET + target, walk), 0)
-
-
-def share_won(name, player, battles, seed=0):
-    """The share of `battles` first battles that the player wins."""
-    sim, rng = BattleSim(name, battles, seed), np.random.default_rng(seed)
-    fighting, won = np.ones(battles, bool), np.zeros(battles, bool)
-    while fighting.any():
-        if player == "random":
-            step = sim.step(random_actions(sim.avail_actions, rng))
-        else:
-            step = sim.step(scripted(sim, player))
-        over = step.terminated | step.truncated
-        won |= step.battle_won & fighting
-        fighting &= ~over
-        sim.reset(over)
-    return won.mean()
 
 
 def some(names, few):
@@ -440,13 +370,3 @@ def test_kiting_stalkers_beat_zealots():
 @pytest.mark.parametrize("name", MAPS)
 def test_sane_under_random_play_for_long(name):
     play(name, 64, 1_000_000 // 64 // len(MAPS) + 1, check=sane)
-
-
-if __name__ == "__main__":
-    battles = 1000
-    print(
-        f"Share of {battles} battles won\n\n| map | {' | '.join(PLAYERS)} |\n|---|--:|--:|--:|--:|"
-    )
-    for name in MAPS:
-        shares = [f"{share_won(name, player, battles):.1%}" for player in PLAYERS]
-        print(f"| {name} | {' | '.join(shares)} |", flush=True)

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import torch
+from run import read_config
 
 from envs import ENVS
 from mixer import MIXERS
-from run import read_config
 
 # The values of the original paper, and PyMARL's where it gives none: defaults with --paper.
 PAPER = {

@@ -4,7 +4,7 @@ QMIX (https://arxiv.org/abs/1803.11485). The games are the simulator's drop-in c
 break. The tests named `smac` play the real package and run only where SMAC and StarCraft II (or a
 stand-in for its binary, SC2PATH=...) are installed.
 
-    pytest test_sc2.py
+    python -m pytest starcraft/test_sc2.py
 """
 
 import importlib.util
@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import envs
-from envs import GameUnavailable, SMACWorkers, make_env, open_smac, sc2_problem
-from simulator import StarCraft2Env, random_actions
+from envs import make_env
+
+from . import sc2
+from .sc2 import GameUnavailable, SMACWorkers, sc2_problem
+from .simulator import StarCraft2Env, random_actions
+from .worker import open_smac
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the game's protocol, which is older than protobuf
@@ -117,8 +120,8 @@ def wait_until_gone(pids, seconds=10):
 @pytest.fixture
 def workers(tmp_path, monkeypatch):
     """workers(n_envs, timeout=..., **faults) -> SMACWorkers; all must be gone at the end."""
-    monkeypatch.setattr(envs, "BACKOFF", 0.05)
-    monkeypatch.setattr(envs, "TRIES", 3)
+    monkeypatch.setattr(sc2, "BACKOFF", 0.05)
+    monkeypatch.setattr(sc2, "TRIES", 3)
     made = []
 
     def make(n_envs=2, timeout=20.0, **faults):
@@ -231,7 +234,7 @@ def test_broken_game_aborts_its_episode_and_no_other(workers, fault):
 def test_every_game_may_break_again_and_again(workers):
     env = workers(1, fault="dies", at=25, times=100)  # at least PROVEN: never the end of the run
     _, aborts = play(env, 4 * 25, np.random.default_rng(2))
-    assert len(aborts) == env.restarts == 4 > envs.TRIES
+    assert len(aborts) == env.restarts == 4 > sc2.TRIES
 
 
 @pytest.mark.parametrize("fault", ["exception", "hangs", "stale"])
@@ -249,7 +252,7 @@ def test_slow_start_is_waited_for(workers):
 
 @pytest.mark.parametrize("fault", ["exception", "dies", "hangs"])
 def test_failed_starts_are_tried_again(workers, fault, monkeypatch):
-    monkeypatch.setattr(envs, "START_PATIENCE", 3.0)
+    monkeypatch.setattr(sc2, "START_PATIENCE", 3.0)
     times = 1 if fault == "hangs" else 2
     env = workers(1, timeout=1.0, fault=fault, on="start", times=times)
     assert env.restarts == times == len(noted(workers.folder, "seed")) - 1
@@ -267,14 +270,14 @@ def test_hopeless_game_ends_in_one_line(workers, on):
 
 
 def test_backoff_doubles(workers, monkeypatch):
-    monkeypatch.setattr(envs, "TRIES", 4)
-    delays, start = [], envs.Game.start
+    monkeypatch.setattr(sc2, "TRIES", 4)
+    delays, start = [], sc2.Game.start
 
     def spy(self, job, delay, patience):
         delays.append(delay)
         start(self, job, delay, patience)
 
-    monkeypatch.setattr(envs.Game, "start", spy)
+    monkeypatch.setattr(sc2.Game, "start", spy)
     workers(1, fault="exception", on="start", times=3)
     assert delays == pytest.approx([0, 0.05, 0.1, 0.2])
 
@@ -307,8 +310,8 @@ TRAINER = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to it
 from functools import partial
-from envs import SMACWorkers
-from test_sc2 import FaultyGame
+from starcraft.sc2 import SMACWorkers
+from starcraft.test_sc2 import FaultyGame
 game = partial(FaultyGame, folder=sys.argv[1], fault=sys.argv[2], at=3)
 env = SMACWorkers("3m", 2, 1, 60.0, game)
 print("ready", flush=True)
@@ -333,7 +336,7 @@ except ValueError:
 def test_nothing_outlives_the_trainer(tmp_path, ending, fault):
     trainer = subprocess.Popen(
         [sys.executable, "-c", TRAINER, str(tmp_path), fault],
-        cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     assert trainer.stdout.readline() == b"ready\n"
@@ -387,9 +390,9 @@ def hide(monkeypatch, package):
 
 PB2 = "s2clientprotocol/sc2api_pb2.py"
 MISSING = {  # what is wrong: (what is said about it, how the folder is spoilt)
-    "no smac": (r"SMAC is not installed; pip install -r requirements-smac.txt && pip", None),
+    "no smac": (r"SMAC is not installed; pip install -r starcraft/requirements.txt && pip", None),
     "SMAC3": (r"is SMAC3", lambda f: (f / "smac/env/starcraft2").rename(f / "gone")),
-    "no pysc2": (r"pysc2 is not installed; pip install -r requirements-smac.txt", None),
+    "no pysc2": (r"pysc2 is not installed; pip install -r starcraft/requirements.txt", None),
     "no protocol": (
         r"nosuchmodule is not installed; pip install -r",
         lambda f: (f / PB2).write_text("import nosuchmodule"),
@@ -441,7 +444,7 @@ def test_bad_arguments():
 
 
 def test_default_number_of_games_fits_the_machine():
-    assert 1 <= envs.default_n_games() <= os.cpu_count()
+    assert 1 <= sc2.default_n_games() <= os.cpu_count()
 
 
 # --- the real package ----------------------------------------------------------------------------
