@@ -1,52 +1,56 @@
-"""The agent network of QMIX (https://arxiv.org/abs/1803.11485): a DRQN, shared by all agents.
+"""The agents of QMIX (https://arxiv.org/abs/1803.11485): one DRQN that all of them share.
 
-Each agent sees its own observation, its own last action and its own number; a GRU carries what it
-has seen so far. The hidden state is passed in and out and never kept here, so the same weights
-unroll a whole batch of episodes in one call or act one step at a time.
+Each agent reads its own observation, its own last action and its own number; a GRU carries what it
+has seen so far. `forward` acts one step at a time; `unroll` does whole episodes at once, for the
+loss. `Players` acts in many episodes side by side and remembers what each of them carries along.
 
 Not a script. See it at work: python train.py --map 2s3z
 
-Shapes: T time, B batch, N agents, A actions, O observation, H GRU width,
-        I = O + A + N input, R rows (every agent of every episode is one; of one step in forward,
-        of all steps together in unroll).
+Shapes: E environments, N agents, A actions, O observation, I = O + A + N input, H GRU width;
+        in a batch of episodes P observations (buffer.py draws how they lie); R rows, one per agent.
 """
 
+import numpy as np
 import torch
-from gru import gru
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 
 class RNNAgent(nn.Module):
-    """Linear + ReLU, GRU, Linear to one value per action (paper, section 4 and appendix)."""
+    """Linear + ReLU, GRU, Linear to one value per action (paper, section 4 and appendix).
 
-    def __init__(self, input_dim: int, n_actions: int, hidden_dim: int = 64):
+    gru: torch.nn.GRU, or a class with its arguments, weights and results (train.py gives a faster
+    one).
+    """
+
+    def __init__(self, input_dim: int, n_actions: int, hidden_dim: int = 64, gru=nn.GRU):
         super().__init__()
+        self.hidden_dim = hidden_dim
         self.fc1 = nn.Linear(input_dim, hidden_dim)
-        self.rnn = nn.GRU(hidden_dim, hidden_dim)
+        self.rnn = gru(hidden_dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, n_actions)
 
     def initial_hidden(self, rows: int) -> Tensor:
         """Zeros (rows, H) on the device of the network: what an episode begins with."""
-        return self.fc1.weight.new_zeros(rows, self.rnn.hidden_size)
+        return self.fc1.weight.new_zeros(rows, self.hidden_dim)
 
     def forward(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Unroll T steps (T may be 1).
-
-        inputs (T, R, I) float, hidden (R, H) -> agent_qs (T, R, A), hidden (R, H) after step T.
-        """
-        x = torch.relu(self.fc1(inputs))  # (T, R, H)
-        x, hidden = self.rnn(x, hidden.unsqueeze(0))  # (T, R, H), (1, R, H)
-        return self.fc2(x), hidden[0]
+        """One step. inputs (R, I) float, hidden (R, H) -> agent_qs (R, A), hidden (R, H)."""
+        x = torch.relu(self.fc1(inputs))  # (R, H)
+        _, hidden = self.rnn(x.unsqueeze(0), hidden.unsqueeze(0))  # (1, R, H) each: one step
+        return self.fc2(hidden[0]), hidden[0]
 
     def unroll(self, inputs: Tensor, sizes: list[int]) -> Tensor:
-        """Whole episodes of different lengths at once, from their first steps.
+        """Whole episodes at once, from their first steps: what forward gives step by step.
 
-        inputs (R, I) float: the rows of step 0, then those of step 1, ...; sizes[t] of them at
-        step t, never more than before, row i going on from row i of the step before -> agent_qs
-        (R, A), the values that forward gives step by step, to float32's rounding.
+        inputs (P, N, I) float, as a Batch has its observations: sizes[t] of them at step t.
+        -> agent_qs (P, N, A).
         """
-        x = torch.relu(self.fc1(inputs))  # (R, H)
-        return self.fc2(gru(self.rnn, x, sizes))
+        P, N, _ = inputs.shape
+        x = torch.relu(self.fc1(inputs)).flatten(0, 1)  # (P, N, H) -> (P * N, H)
+        rows = N * torch.tensor(sizes)  # at each step; each agent of an episode is one
+        x = self.rnn(PackedSequence(x, rows))[0].data  # (P * N, H)
+        return self.fc2(x).unflatten(0, (P, N))  # (P * N, A) -> (P, N, A)
 
 
 def build_inputs(obs: Tensor, last_actions: Tensor, n_actions: int) -> Tensor:
@@ -81,3 +85,48 @@ def epsilon_greedy(
     explore = noise.masked_fill(~avail_actions, -1.0).argmax(dim=-1)
     coin = torch.rand(greedy.shape, generator=generator, device=agent_qs.device)
     return torch.where(coin < epsilon, explore, greedy)
+
+
+class Players:
+    """The agents of E running episodes, with what each episode carries along.
+
+    hidden (E * N, H): what they remember. last_actions (E, N) int64, -1 = none yet. returns (E,)
+    and lengths (E,): the episode's reward and steps so far. agent_qs (E, N, A): the latest values.
+    """
+
+    def __init__(self, agent: RNNAgent, n_envs: int, n_agents: int, n_actions: int, seed: int = 0):
+        self.agent = agent
+        self.hidden = agent.initial_hidden(n_envs * n_agents)
+        self.last_actions = torch.full((n_envs, n_agents), -1, device=self.hidden.device)
+        self.agent_qs = self.hidden.new_zeros(n_envs, n_agents, n_actions)
+        self.returns, self.lengths = np.zeros(n_envs), np.zeros(n_envs, np.int64)
+        self.generator = torch.Generator(self.hidden.device).manual_seed(seed)
+
+    @torch.inference_mode()
+    def act(self, obs: np.ndarray, avail_actions: np.ndarray, epsilon: float = 0.0) -> np.ndarray:
+        """One action for every agent, all in one forward pass.
+
+        obs (E, N, O) float32, avail_actions (E, N, A) bool -> actions (E, N) int64.
+        """
+        obs, avail_actions = (
+            torch.from_numpy(x).to(self.hidden.device) for x in (obs, avail_actions)
+        )
+        inputs = build_inputs(obs, self.last_actions, avail_actions.shape[-1])
+        inputs = inputs.flatten(0, 1)  # (E, N, I) -> (E * N, I)
+        agent_qs, self.hidden = self.agent(inputs, self.hidden)
+        self.agent_qs = agent_qs.view_as(avail_actions)  # (E * N, A) -> (E, N, A)
+        self.last_actions = epsilon_greedy(self.agent_qs, avail_actions, epsilon, self.generator)
+        return self.last_actions.cpu().numpy()
+
+    def count(self, reward: np.ndarray) -> None:
+        """One step more, and its reward (E,)."""
+        self.returns += reward
+        self.lengths += 1
+
+    def forget(self, over: np.ndarray) -> None:
+        """New episodes begin where `over` (E,) bool is True: nothing is carried into them."""
+        mask = torch.from_numpy(over).to(self.hidden.device).unsqueeze(1)  # (E, 1)
+        rows = mask.expand_as(self.last_actions).reshape(-1, 1)  # (E, N) -> (E * N, 1)
+        self.hidden = self.hidden.masked_fill(rows, 0)
+        self.last_actions = self.last_actions.masked_fill(mask, -1)
+        self.returns[over] = self.lengths[over] = 0

@@ -1,174 +1,145 @@
 """Replay of whole episodes for recurrent Q-learning, as in QMIX (https://arxiv.org/abs/1803.11485).
 
-The running episodes, one per environment, are written into arrays with room for the longest. A
-finished one is kept as a copy of what it has filled, less most of its zeros: the observations of
-the dead, and the state's (27 one-hot actions, for example).
+A batch of episodes is packed, not padded: its rows are all first steps, then all second steps, ...
+
+    episode a: a0 a1 a2 a3   (3 steps, 4 observations)      longest first
+    episode b: b0 b1 b2
+    episode c: c0 c1
+    rows               a0 b0 c0 | a1 b1 c1 | a2 b2 | a3     P = 9, sizes [3, 3, 2, 1]
+    acted on           a0 b0 c0   a1 b1      a2             F = 6
+    one step later     a1 b1 c1   a2 b2      a3             all rows but the first B = 3
 
 Not a script. See it at work: python train.py --map 2s3z
 
-Shapes: E environments, B batch, T time, N agents, A actions, O observation, S state.
+Shapes: E environments, B episodes in a batch, P observations and F steps in them, N agents,
+        A actions, O observation, S state, T steps of an episode, L the most that it can have.
 """
 
-import os
-from collections import deque
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 SEEN = ("obs", "state", "avail_actions")  # an episode has them once more, after its last step
-MEMORY_SHARE = 0.75  # of the free memory may be replay; learner and everything else need some too
+DONE = ("actions", "reward", "terminated", "truncated")
 
 
 class Batch(NamedTuple):
-    """B episodes, time first because the GRU unrolls over it; longest episode in column 0.
+    """B whole episodes. Step f acted on row acted[f] and led to row B + f.
 
-    Step t is obs[t], actions[t] -> reward[t], obs[t + 1]. Where filled is False there is padding:
-    all actions are available, everything else is 0 or False.
+    The last step of each episode, and no other, is terminated or truncated.
     """
 
-    obs: Tensor  # (T + 1, B, N, O) float32
-    state: Tensor  # (T + 1, B, S) float32
-    avail_actions: Tensor  # (T + 1, B, N, A) bool
-    actions: Tensor  # (T, B, N) int64
-    reward: Tensor  # (T, B) float32
-    terminated: Tensor  # (T, B) bool: the episode ended here, by the rules of the game
-    truncated: Tensor  # (T, B) bool: the episode was cut here, by the time limit
-    filled: Tensor  # (T, B) bool
+    obs: torch.Tensor  # (P, N, O) float32
+    last_actions: torch.Tensor  # (P, N) int64, -1 in the first B rows
+    state: torch.Tensor  # (P, S) float32
+    avail_actions: torch.Tensor  # (P, N, A) bool
+    actions: torch.Tensor  # (F, N) int64
+    reward: torch.Tensor  # (F,) float32
+    terminated: torch.Tensor  # (F,) bool: the episode ended here, by the rules of the game
+    truncated: torch.Tensor  # (F,) bool: the episode was cut here, by the time limit
+    acted: torch.Tensor  # (F,) int64
+    sizes: list[int]  # how many episodes have an observation at step 0, 1, ...; sizes[0] is B
 
     def to(self, device) -> "Batch":
-        return Batch(*(tensor.to(device) for tensor in self))
+        return Batch(*(x.to(device) if torch.is_tensor(x) else x for x in self))
 
 
 class ReplayBuffer:
     """The last `capacity` finished episodes, and a running one for each of n_envs environments.
 
-    The oldest go sooner where all would take more than MEMORY_SHARE of the memory free now. Raises
-    ValueError if not even episodes of a tenth of episode_limit would fit into that.
+    Finished ones are kept without zeros (of the dead, the unseen, one-hot actions), which are most
+    of the numbers on large maps. The oldest go sooner where all would take more than `room` bytes.
+    Raises ValueError if not even a tenth of a buffer of the longest episodes would fit into that.
     """
 
     def __init__(
-        self,
-        capacity: int,
-        n_envs: int,
-        episode_limit: int,
-        n_agents: int,
-        n_actions: int,
-        obs_dim: int,
-        state_dim: int,
+        self, capacity, n_envs, episode_limit, n_agents, n_actions, obs_dim, state_dim, room=np.inf
     ):
-        step = {  # name: (shape, dtype)
-            "obs": ((n_agents, obs_dim), np.float32),
-            "state": ((state_dim,), np.float32),
-            "avail_actions": ((n_agents, n_actions), np.bool_),
-            "actions": ((n_agents,), np.uint8 if n_actions <= 256 else np.int16),
-            "reward": ((), np.float32),
-            "terminated": ((), np.bool_),
-            "truncated": ((), np.bool_),
-        }
-        self.capacity, self.episode_limit = capacity, episode_limit
-        self.running = {  # (E, L + 1, ...)
-            name: np.zeros((n_envs, episode_limit + 1, *shape), dtype)
-            for name, (shape, dtype) in step.items()
+        E, L, f32 = n_envs, episode_limit, np.float32
+        self.capacity, self.episode_limit, self.room = capacity, episode_limit, room
+        self.running = {
+            "obs": np.zeros((E, L + 1, n_agents, obs_dim), f32),
+            "state": np.zeros((E, L + 1, state_dim), f32),
+            "avail_actions": np.zeros((E, L + 1, n_agents, n_actions), bool),
+            "actions": np.zeros((E, L + 1, n_agents), np.int16),
+            "reward": np.zeros((E, L + 1), f32),
+            "terminated": np.zeros((E, L + 1), bool),
+            "truncated": np.zeros((E, L + 1), bool),
         }
         self.steps = np.zeros(n_envs, np.int64)  # (E,) of each running episode, so far
-        self.episodes = deque()  # oldest first; each a dict of arrays, see close
-        self.held = 0  # bytes in them
-        one = size(self.running) // n_envs
-        self.nbytes = (capacity + n_envs) * one  # if every episode took all its time
-        self.limit = MEMORY_SHARE * available_memory()
-        if self.nbytes > 10 * self.limit:
+        self.episodes, self.held = [], 0  # oldest first, as `close` makes them; bytes in them
+        self.nbytes = (capacity + n_envs) * (size(self.running) // n_envs)  # all as long as can be
+        if self.nbytes > 10 * room:
             raise ValueError(
-                f"a replay buffer of {capacity} episodes needs {self.nbytes / 1e10:.1f} GB even if"
-                f" they end after a tenth of the time limit, and may have {self.limit / 1e9:.1f} GB"
-                f" (of the free memory, {MEMORY_SHARE:.0%}): reduce --buffer-size (at most"
-                f" {max(int(10 * self.limit / one) - n_envs, 0)} episodes)"
+                f"a replay buffer of {capacity} episodes can grow to {self.nbytes / 1e9:.1f} GB,"
+                f" over ten times what it may take here, {room / 1e9:.1f} GB: reduce --buffer-size"
             )
 
     def __len__(self) -> int:
         """How many finished episodes are stored."""
         return len(self.episodes)
 
-    def __str__(self) -> str:
-        text = (
-            f"replay buffer: {self.capacity} episodes of up to {self.episode_limit} steps,"
-            f" at most {self.nbytes / 1e9:.2f} GB when full"
-        )
-        if self.nbytes > self.limit:
-            text += f"; fewer episodes if they need more than {self.limit / 1e9:.2f} GB"
-        return text
+    def see(self, obs, state, avail_actions) -> None:
+        """What all E environments show now, before the step: (E, N, O), (E, S), (E, N, A)."""
+        for name, value in zip(SEEN, (obs, state, avail_actions), strict=True):
+            self.running[name][np.arange(len(self.steps)), self.steps] = value
 
-    def add(self, obs, state, avail_actions, actions, reward, terminated, truncated) -> None:
-        """Store one step of all E environments.
-
-        obs (E, N, O), state (E, S), avail_actions (E, N, A): what the actions were chosen from.
-        actions (E, N), reward (E,), terminated (E,), truncated (E,): what was done and came of it.
-        """
+    def add(self, actions, reward, terminated, truncated) -> None:
+        """What was done, (E, N), and what came of it, (E,) each: the step that `see` began."""
         if self.steps.max() >= self.episode_limit:
             raise RuntimeError(f"an episode went on after {self.episode_limit} steps: close it")
-        values = obs, state, avail_actions, actions, reward, terminated, truncated
-        for array, value in zip(self.running.values(), values, strict=True):
-            array[np.arange(len(self.steps)), self.steps] = value
+        for name, value in zip(DONE, (actions, reward, terminated, truncated), strict=True):
+            self.running[name][np.arange(len(self.steps)), self.steps] = value
         self.steps += 1
 
-    def close(self, mask, obs, state, avail_actions) -> None:
-        """End the episodes of the environments in mask (E,) bool, with the observation after their
-        last step: obs (E, N, O), state (E, S), avail_actions (E, N, A)."""
-        for env in np.flatnonzero(mask):
-            t = self.steps[env]
-            if t == 0:
-                raise RuntimeError(f"environment {env} closed an episode without steps")
-            for name, value in zip(SEEN, (obs, state, avail_actions), strict=True):
-                self.running[name][env, t] = value[env]
-            episode = {
-                name: array[env, : t + (name in SEEN)].copy()
-                for name, array in self.running.items()
-            }
-            where = {"obs": episode["obs"].any(axis=-1), "state": episode["state"] != 0}
-            for name, mask in where.items():  # mask: (t + 1, N), (t + 1, S)
-                episode[name], episode[name + "_at"] = episode[name][mask], mask
+    def close(self, ended, obs, state, avail_actions) -> None:
+        """Store the episodes of the environments in `ended` (E,) bool, with what these show after
+        their last step."""
+        self.see(obs, state, avail_actions)
+        for env in np.flatnonzero(ended):
+            T = self.steps[env]
+            episode = {name: self.running[name][env, :T].copy() for name in DONE}
+            for name in SEEN:
+                x = self.running[name][env, : T + 1]
+                episode[name], episode[name + "_where"] = leave_out_zeros(x)
             self.append(episode)
-            self.steps[env] = 0
+        self.steps[ended] = 0
 
     def append(self, episode: dict) -> None:
         """Store a finished episode; the oldest make room."""
         self.episodes.append(episode)
         self.held += size(episode)
-        while len(self.episodes) > self.capacity or self.held > self.limit:
-            self.held -= size(self.episodes.popleft())
+        while len(self.episodes) > self.capacity or self.held > self.room:
+            self.held -= size(self.episodes.pop(0))
 
     def drop(self, mask) -> None:
         """Forget the running episodes of the environments in mask (E,) bool."""
         self.steps[mask] = 0
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.episodes.clear()
-        self.held, self.steps[:] = 0, 0
-
-    def can_sample(self, batch_size: int) -> bool:
-        return len(self) >= batch_size
-
     def sample(self, batch_size: int, rng: np.random.Generator) -> Batch:
-        """batch_size different episodes, all equally likely; time ends with the longest of them."""
-        if not self.can_sample(batch_size):
-            raise ValueError(f"{batch_size} episodes wanted, {len(self)} stored")
+        """batch_size different episodes, all equally likely. Raises ValueError if it has fewer."""
         chosen = [self.episodes[i] for i in rng.choice(len(self), batch_size, replace=False)]
         chosen.sort(key=lambda episode: len(episode["reward"]), reverse=True)
-        length = np.array([len(episode["reward"]) for episode in chosen])  # (B,)
+        steps = np.array([len(episode["reward"]) for episode in chosen])  # (B,)
+        t = np.arange(steps[0] + 1)[:, None]  # (T + 1, 1)
+        sizes = (t <= steps).sum(axis=1)  # (T + 1,) episodes with an observation at step t
+        first = sizes.cumsum() - sizes  # (T + 1,) the row at which step t begins
         batch = {
-            name: np.zeros((length[0] + (name in SEEN), batch_size, *array.shape[2:]), array.dtype)
-            for name, array in self.running.items()
+            name: np.empty((sum(sizes if name in SEEN else steps), *x.shape[2:]), x.dtype)
+            for name, x in self.running.items()
         }
-        batch["avail_actions"][:] = True
         for b, episode in enumerate(chosen):
-            for name, array in batch.items():
-                column = array[: length[b] + (name in SEEN), b]
-                column[episode.get(name + "_at", ...)] = episode[name]
-        batch["actions"] = batch["actions"].astype(np.int64)
-        batch["filled"] = np.arange(length[0])[:, None] < length  # (T, B)
-        return Batch(**{name: torch.from_numpy(array) for name, array in batch.items()})
+            rows = first[: steps[b] + 1] + b  # of its observations; row - B is the step before it
+            for name in SEEN:
+                shape = (len(rows), *batch[name].shape[1:])
+                batch[name][rows] = put_zeros_back(episode[name], episode[name + "_where"], shape)
+            for name in DONE:
+                batch[name][rows[1:] - batch_size] = episode[name]
+        batch["actions"] = actions = batch["actions"].astype(np.int64)  # (F, N)
+        batch["last_actions"] = np.concatenate((np.full_like(actions[:batch_size], -1), actions))
+        batch["acted"] = np.flatnonzero((t < steps)[t <= steps])
+        return Batch(sizes=sizes.tolist(), **{k: torch.from_numpy(x) for k, x in batch.items()})
 
 
 def size(arrays: dict) -> int:
@@ -176,16 +147,14 @@ def size(arrays: dict) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def available_memory() -> float:
-    """Bytes that can still be used; all of the machine's where only that is known; or infinity."""
-    try:
-        with open("/proc/meminfo") as lines:  # Linux
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
+def leave_out_zeros(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All numbers of x that are not 0, and where they stand in it, counted row by row."""
+    where = np.flatnonzero(x).astype(np.int32)
+    return x.ravel()[where], where
+
+
+def put_zeros_back(values: np.ndarray, where: np.ndarray, shape: tuple) -> np.ndarray:
+    """The array of this shape from which leave_out_zeros made `values` and `where`."""
+    x = np.zeros(shape, values.dtype)
+    x.ravel()[where] = values  # ravel is a view here
+    return x

@@ -1,6 +1,6 @@
 """The environments of QMIX (https://arxiv.org/abs/1803.11485) behind one vector contract.
 
-    env = make_env("auto", "2s3z", n_envs=8, seed=1)      # "sim" | "sc2" | "auto" | "two_step"
+    env = make_env("auto", "2s3z", n_envs=8, seed=1)      # a key of ENVS: auto, sim, sc2, two_step
 
 E environments run side by side with N agents, A actions, O numbers per observation, S per state:
 
@@ -12,63 +12,34 @@ E environments run side by side with N agents, A actions, O numbers per observat
     env.step(actions)  (E, N) int64 ->     Step(reward (E,) float32; terminated, truncated,
                                                 battle_won, aborted, each (E,) bool)
     env.close()
-    env.state_dict(), env.load_state_dict(saved)    optional; without them tests interrupt running
-                                                    episodes, and --resume does not go on exactly
-    env.name, env.version                  what is really being played, for config.json
 
 - Nothing resets itself: after a step the arrays hold the last observation of a finished episode;
-  store it, then call reset(mask). Nobody waits for the longest battle.
+  store it, then call reset(mask). Nobody waits for the longest episode.
 - `terminated` (the task ended) and `truncated` (time ran out) are different facts.
+- `battle_won`: what the win rates count. A game without wins leaves it False.
 - `aborted`: the game died or hung. Throw that episode away and reset; its arrays show nothing.
 - The arrays and the fields of Step are overwritten by the next step or reset: copy what you keep.
 - Environment i is seeded with seed + i.
 
-Your own environment: write a class with these names (TwoStepGame is the shortest), add its name to
-ENVS and return it from make_env.
+Not every environment has these:
+
+    env.state_dict(), env.load_state_dict(saved)    without them a run does not resume exactly
+    env.name, env.version, env.map_name             what is really played: of ENVS, and --map
+    env.tests_play_here = True                      there can be no second one for the tests
+
+Your own environment: a class with these names (TwoStepGame is short) and one line in ENVS. Where
+it has no state, let it be all observations side by side.
 """
 
+import inspect
 import sys
 
 import numpy as np
 
 from starcraft import Step
-from starcraft.sc2 import SMACWorkers, default_n_games, sc2_problem
+from starcraft.sc2 import SMACWorkers, sc2_problem
 
-ENVS = ("auto", "sim", "sc2", "two_step")
-SIM_BATTLES = 32  # side by side, unless told otherwise
-
-
-def make_env(env="auto", map_name="2s3z", n_envs=None, seed=0, sc2_timeout=60.0):
-    """The vector environment `env`; "auto": StarCraft II where it is installed, else the simulator.
-
-    Args:
-        n_envs: how many run side by side; None: SIM_BATTLES, or default_n_games() of StarCraft II.
-        sc2_timeout: seconds; a game that answers no request for so long is restarted.
-
-    Raises:
-        ValueError: what cannot be had, and how to have it, in one line.
-        GameUnavailable: everything is installed, yet StarCraft II does not start.
-    """
-    if env not in ENVS:
-        raise ValueError(f"unknown environment {env!r}: choose from {', '.join(ENVS)}")
-    if n_envs is not None and n_envs < 1:
-        raise ValueError(f"n_envs must be at least 1, not {n_envs}")
-    if not sc2_timeout > 0:
-        raise ValueError(f"sc2_timeout must be more than 0 seconds, not {sc2_timeout}")
-    if env in ("auto", "sc2"):
-        problem = sc2_problem(map_name)
-        if problem is None:
-            return SMACWorkers(map_name, n_envs or default_n_games(), seed, sc2_timeout)
-        if env == "sc2":
-            raise ValueError(f"StarCraft II cannot be played here: {problem}")
-    if env == "two_step":
-        return TwoStepGame(n_envs or SIM_BATTLES, seed)
-    from starcraft.simulator import BattleSim
-
-    sim = BattleSim(map_name, n_envs or SIM_BATTLES, seed)
-    if env == "auto":
-        print(f"Playing the simulator, not StarCraft II: {problem}", file=sys.stderr)
-    return sim
+PARALLEL = 32  # environments side by side, unless told otherwise
 
 
 class TwoStepGame:
@@ -79,12 +50,11 @@ class TwoStepGame:
     three states they are in as a one-hot vector. The best return is 8, the safe one 7.
     """
 
-    name, version = "two_step", "paper"
     n_agents, n_actions, obs_dim, state_dim, episode_limit = 2, 2, 3, 3, 2
     PAYOFF = np.array([[[0, 0], [0, 0]], [[7, 7], [7, 7]], [[0, 1], [1, 8]]], np.float32)
 
-    def __init__(self, n_envs=1, seed=0):
-        del seed  # nothing here is random
+    def __init__(self, map_name=None, n_envs=1, seed=0):
+        del map_name, seed  # there are no maps, and nothing is random
         self.n_envs = n_envs
         self.where = np.zeros(n_envs, np.int64)  # (E,) 0: state 1, 1: state 2A, 2: state 2B
         self.avail_actions = np.ones((n_envs, 2, 2), bool)
@@ -116,3 +86,60 @@ class TwoStepGame:
 
     def close(self):
         pass
+
+
+def simulator(map_name, n_envs, seed, **options):
+    """Battles on our simulator; options: SMAC's own, and balance (starcraft/simulator.py)."""
+    from starcraft.simulator import BattleSim  # here, because numba takes a second
+
+    return BattleSim(map_name, n_envs or PARALLEL, seed, **options)
+
+
+def starcraft2(map_name, n_envs, seed, timeout=60.0):
+    """SMAC on the real game. A game that answers no request for `timeout` seconds is restarted."""
+    if problem := sc2_problem(map_name):
+        raise ValueError(f"StarCraft II cannot be played here: {problem}")
+    return SMACWorkers(map_name, n_envs, seed, timeout)
+
+
+def whichever_is_there(map_name, n_envs, seed, **options):
+    """StarCraft II where it is installed, else the simulator, and says so."""
+    problem = sc2_problem(map_name)
+    if problem is None:
+        return starcraft2(map_name, n_envs, seed, **options)
+    env = simulator(map_name, n_envs, seed, **options)
+    print(f"Playing the simulator, not StarCraft II: {problem}", file=sys.stderr)
+    return env
+
+
+# name -> constructor, called with what --map, --n-envs (None: not given) and the seed say, and with
+# --env-args as named arguments: add your own.
+ENVS = {
+    "auto": whichever_is_there,
+    "sim": simulator,
+    "sc2": starcraft2,
+    "two_step": TwoStepGame,
+}
+
+
+def make_env(env="auto", map_name="2s3z", n_envs=None, seed=0, **options):
+    """The vector environment ENVS[env], with a name.
+
+    n_envs: how many run side by side; None: PARALLEL, or as many games of StarCraft II as cores
+    and memory allow. Raises ValueError: what cannot be had, and how to have it, in one line; and
+    starcraft.sc2.GameUnavailable: everything is installed, yet StarCraft II does not start.
+    """
+    if env not in ENVS:
+        raise ValueError(f"unknown environment {env!r}: choose from {', '.join(ENVS)}")
+    if n_envs is not None and n_envs < 1:
+        raise ValueError(f"n_envs must be at least 1, not {n_envs}")
+    if n_envs is None and env not in ("auto", "sc2"):
+        n_envs = PARALLEL
+    try:
+        inspect.signature(ENVS[env]).bind(map_name, n_envs, seed, **options)
+    except TypeError as error:
+        raise ValueError(f"--env-args: environment {env} {error}") from None
+    made = ENVS[env](map_name, n_envs, seed, **options)
+    if env != "auto":  # which is no name of a game
+        made.name = env
+    return made

@@ -7,32 +7,14 @@ the state, produce those weights; biases come from the state too but may have an
 
 Not a script. See it at work: python train.py --mixer qmix    or    python two_step_game.py
 
-Shapes: ... any leading dimensions (usually T time, B batch), N agents, S state, M mixing width.
+Shapes: ... any leading dimensions (in a batch F steps), N agents, S state, M mixing width.
 """
 
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class Switches(NamedTuple):
-    weights: str  # "one": plain sum; "hyper": abs of hypernetwork(s); "learned": abs of parameters
-    hidden: bool  # an ELU layer of M units between the agents' values and Q_tot
-    state_term: str  # added to Q_tot. "none"; "V(s)": a small network; "learned": a plain bias
-
-
-# VDN, QMIX and the paper's ablations between them. "qmix-ns" is QMIX that sees no state; EPyMARL's
-# qmix_ns is another thing: QMIX whose agents do not share parameters. "iql" is not here:
-# independent learners have no Q_tot, the learner is given mixer=None.
-MIXERS = {
-    "vdn": Switches(weights="one", hidden=False, state_term="none"),
-    "vdn-s": Switches(weights="one", hidden=False, state_term="V(s)"),
-    "qmix-lin": Switches(weights="hyper", hidden=False, state_term="V(s)"),
-    "qmix-ns": Switches(weights="learned", hidden=True, state_term="learned"),
-    "qmix": Switches(weights="hyper", hidden=True, state_term="V(s)"),
-}
 
 
 class Learned(nn.Module):
@@ -47,30 +29,33 @@ class Learned(nn.Module):
 
 
 class Mixer(nn.Module):
-    """One of MIXERS.
+    """QMIX, or an ablation, by three switches.
 
-    kind: a key of MIXERS. n_agents N, state_dim S, mixing_embed_dim M: width of the hidden layer
-    and of V(s). hypernet_layers: 1 (the paper's) or 2 (PyMARL's Linear, ReLU, Linear with
-    hypernet_embed units between). Raises ValueError for a kind or layer number it does not know.
+    n_agents N, state_dim S. mixing_embed_dim M: width of the hidden layer and of V(s).
+    hypernet_layers: 1 (the paper's) or 2 (PyMARL's Linear, ReLU, Linear with hypernet_embed units
+    between); ValueError for others.
+    weights: "one": plain sum; "hyper": abs of hypernetwork(s); "learned": abs of parameters.
+    hidden: an ELU layer of M units between the agents' values and Q_tot.
+    state_term, added to Q_tot: "none"; "V(s)": a small network; "learned": a plain bias.
     """
 
     def __init__(
         self,
-        kind: str,
         n_agents: int,
         state_dim: int,
         mixing_embed_dim: int = 32,
         hypernet_layers: int = 2,
         hypernet_embed: int = 64,
+        *,
+        weights: str = "hyper",
+        hidden: bool = True,
+        state_term: str = "V(s)",
     ):
         super().__init__()
-        if kind not in MIXERS:
-            raise ValueError(f"unknown mixer {kind!r}: choose one of {', '.join(MIXERS)}")
         if hypernet_layers not in (1, 2):
             raise ValueError(f"hypernet_layers is {hypernet_layers}: it must be 1 or 2")
-        self.switches = MIXERS[kind]
+        self.weights, self.hidden, self.state_term = weights, hidden, state_term
         self.n_agents, self.mixing_embed_dim = n_agents, mixing_embed_dim
-        weights, hidden, state_term = self.switches
         N, S, M = n_agents, state_dim, mixing_embed_dim
 
         def weights_from(size: int, fan_in: int) -> nn.Module:
@@ -79,9 +64,8 @@ class Mixer(nn.Module):
                 return Learned(size, fan_in)
             if hypernet_layers == 1:
                 return nn.Linear(S, size)
-            return nn.Sequential(
-                nn.Linear(S, hypernet_embed), nn.ReLU(), nn.Linear(hypernet_embed, size)
-            )
+            between = nn.Linear(S, hypernet_embed)
+            return nn.Sequential(between, nn.ReLU(), nn.Linear(hypernet_embed, size))
 
         if weights != "one":
             self.w1 = weights_from(N * M if hidden else N, fan_in=N)
@@ -95,18 +79,34 @@ class Mixer(nn.Module):
 
     def forward(self, agent_qs: Tensor, state: Tensor) -> Tensor:
         """agent_qs (..., N) values of the chosen actions, state (..., S) -> q_tot (...)."""
-        weights, hidden, state_term = self.switches
-        N, M = self.n_agents, self.mixing_embed_dim
         # abs keeps every path from an agent's value to Q_tot non-decreasing; so does ELU.
-        if weights == "one":
+        if self.weights == "one":
             q_tot = agent_qs.sum(dim=-1)
-        elif not hidden:
+        elif not self.hidden:
             q_tot = (agent_qs * self.w1(state).abs()).sum(dim=-1)
         else:
-            w1 = self.w1(state).abs().unflatten(-1, (N, M))  # (..., N * M) -> (..., N, M)
+            w1 = self.w1(state).abs()
+            w1 = w1.unflatten(-1, (self.n_agents, -1))  # (..., N * M) -> (..., N, M)
             x = (agent_qs.unsqueeze(-1) * w1).sum(dim=-2)  # (..., N, 1) * (..., N, M) -> (..., M)
             x = F.elu(x + self.b1(state))
             q_tot = (x * self.w_final(state).abs()).sum(dim=-1)
-        if state_term != "none":
+        if self.state_term != "none":
             q_tot = q_tot + self.v(state)[..., 0]  # (..., 1) -> (...)
         return q_tot
+
+
+def no_mixer(*sizes: int) -> None:
+    """Independent Q-learning: there is no Q_tot, each agent learns from the team's reward."""
+
+
+# name -> constructor, called with (n_agents, state_dim, mixing_embed_dim, hypernet_layers,
+# hypernet_embed): add your own. "qmix-ns" is QMIX that sees no state; EPyMARL's qmix_ns is another
+# thing: QMIX whose agents do not share parameters.
+MIXERS = {
+    "qmix": Mixer,
+    "vdn": partial(Mixer, weights="one", hidden=False, state_term="none"),
+    "iql": no_mixer,
+    "qmix-lin": partial(Mixer, weights="hyper", hidden=False, state_term="V(s)"),
+    "qmix-ns": partial(Mixer, weights="learned", hidden=True, state_term="learned"),
+    "vdn-s": partial(Mixer, weights="one", hidden=False, state_term="V(s)"),
+}

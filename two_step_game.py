@@ -9,6 +9,8 @@ represent 2B, expects less than 7 there and takes the safe way. QMIX can, and fi
 
 All but the environment is what train.py uses. Every action is random (epsilon = 1 as in the paper),
 so what is learned is the best fit over all joint actions and not over those of one policy.
+
+Shapes: E games side by side, N = 2 agents, A = 2 actions, S state.
 """
 
 import argparse
@@ -17,13 +19,13 @@ import sys
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
-from agent import RNNAgent, build_inputs, epsilon_greedy
+from agent import Players, RNNAgent
 from buffer import ReplayBuffer
 from envs import TwoStepGame
 from learner import QLearner
-from mixer import MIXERS, Mixer
+from mixer import MIXERS
 
 # Batch, buffer (episodes), mixing width and target interval (gradient steps, one per episode there)
 # are the paper's. Different: each gradient step follows PARALLEL episodes, and the learning rate
@@ -32,6 +34,7 @@ from mixer import MIXERS, Mixer
 BATCH_SIZE, BUFFER_SIZE, TARGET_UPDATE, MIXING_EMBED_DIM = 32, 500, 100, 8
 PARALLEL, ROUNDS, LR = 32, 1500, 1e-3
 
+KINDS = [kind for kind in MIXERS if kind != "iql"]  # those with a Q_tot
 STATES = ("state_1", "state_2A", "state_2B")
 PAPER = {  # Table 2 in the order of STATES; rows: the first agent's action, columns: the second's
     "qmix": [[[6.93, 6.93], [7.92, 7.92]], [[7, 7], [7, 7]], [[0, 1], [1, 8]]],
@@ -43,82 +46,62 @@ PAPER = {  # Table 2 in the order of STATES; rows: the first agent's action, col
 }
 
 
-@torch.no_grad()
-def act(agent, env, hidden, last_actions, epsilon) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of all environments, hidden (E * N, H), last_actions (E, N)
-    -> agent_qs (E, N, A), actions (E, N) int64, hidden (E * N, H)."""
-    inputs = build_inputs(torch.from_numpy(env.obs), last_actions, env.n_actions)  # (E, N, I)
-    agent_qs, hidden = agent(inputs.flatten(0, 1).unsqueeze(0), hidden)  # (1, E * N, A)
-    agent_qs = agent_qs.view(env.n_envs, env.n_agents, env.n_actions)  # (E, N, A)
-    actions = epsilon_greedy(agent_qs, torch.from_numpy(env.avail_actions), epsilon)
-    return agent_qs, actions, hidden
-
-
-def begin(agent, env) -> tuple[Tensor, Tensor]:
-    """hidden (E * N, H) and last_actions (E, N) of new games in all environments."""
-    env.reset()
-    none_yet = torch.full((env.n_envs, env.n_agents), -1)
-    return agent.initial_hidden(env.n_envs * env.n_agents), none_yet
-
-
-def train(kind: str, seed: int) -> tuple[RNNAgent, Mixer]:
+def train(kind: str, seed: int) -> tuple[RNNAgent, nn.Module]:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    env = TwoStepGame(PARALLEL, seed)
-    N, A, obs_dim, S = env.n_agents, env.n_actions, env.obs_dim, env.state_dim
-    agent = RNNAgent(obs_dim + A + N, A)
-    mixer = Mixer(kind, N, S, MIXING_EMBED_DIM)
+    env = TwoStepGame(n_envs=PARALLEL)
+    E, N, A, obs_dim, S = env.n_envs, env.n_agents, env.n_actions, env.obs_dim, env.state_dim
+    agent, mixer = RNNAgent(obs_dim + A + N, A), MIXERS[kind](N, S, MIXING_EMBED_DIM)
     learner = QLearner(agent, mixer, gamma=0.99, optimiser="rmsprop", lr=LR)
-    buffer = ReplayBuffer(BUFFER_SIZE, PARALLEL, env.episode_limit, N, A, obs_dim, S)
+    buffer = ReplayBuffer(BUFFER_SIZE, E, env.episode_limit, N, A, obs_dim, S)
+    players, everywhere = Players(agent, E, N, A, seed), np.ones(E, bool)
     for round_ in range(ROUNDS):
-        hidden, actions = begin(agent, env)
         for _ in range(env.episode_limit):
-            _, actions, hidden = act(agent, env, hidden, actions, epsilon=1.0)
-            before = env.obs.copy(), env.state.copy(), env.avail_actions.copy()
-            step = env.step(actions.numpy())
-            buffer.add(*before, actions.numpy(), step.reward, step.terminated, step.truncated)
-        buffer.close(step.terminated, env.obs, env.state, env.avail_actions)
-        if buffer.can_sample(BATCH_SIZE):
-            learner.lr = LR * (1 - round_ / ROUNDS)
-            learner.update(buffer.sample(BATCH_SIZE, rng))
+            buffer.see(env.obs, env.state, env.avail_actions)
+            actions = players.act(env.obs, env.avail_actions, epsilon=1.0)
+            step = env.step(actions)
+            buffer.add(actions, step.reward, step.terminated, step.truncated)
+        buffer.close(everywhere, env.obs, env.state, env.avail_actions)
+        env.reset()
+        players.forget(everywhere)
+        learner.lr = LR * (1 - round_ / ROUNDS)
+        learner.update(buffer.sample(BATCH_SIZE, rng))
         if (round_ + 1) % TARGET_UPDATE == 0:
             learner.sync_target()
     return agent, mixer
 
 
 @torch.no_grad()
-def table(agent, mixer) -> dict[str, list[list[float]]]:
+def table(agent: RNNAgent, mixer: nn.Module) -> dict[str, list[list[float]]]:
     """Q_tot of every joint action in the three states, 2x2 each, by state name.
 
     The states of the second step are reached by the joint actions (0, 0) and (1, 0).
     """
     env = TwoStepGame(n_envs=2)
+    players = Players(agent, 2, env.n_agents, env.n_actions)
 
-    def q_tot(agent_qs, state):  # agent_qs (N, A), state (S,)
-        q1, q2 = agent_qs  # (A,) each
+    def q_tot(e):
+        """Of environment e now, (A, A) as lists."""
+        q1, q2 = players.agent_qs[e]  # (A,) each
         pairs = torch.stack((q1[:, None].expand(2, 2), q2[None, :].expand(2, 2)), dim=-1)
-        state = torch.from_numpy(state).expand(2, 2, -1)  # (A, A, S), as pairs is (A, A, N)
+        state = torch.from_numpy(env.state[e]).expand(2, 2, -1)  # (A, A, S), as pairs is (A, A, N)
         # + 0.0 turns -0.0 into 0.0
         return [[round(q, 4) + 0.0 for q in row] for row in mixer(pairs, state).tolist()]
 
-    hidden, none_yet = begin(agent, env)
-    agent_qs, _, hidden = act(agent, env, hidden, none_yet, epsilon=0.0)
-    state_1 = q_tot(agent_qs[0], env.state[0])
-    actions = torch.tensor([[0, 0], [1, 0]])
-    env.step(actions.numpy())
-    agent_qs, _, _ = act(agent, env, hidden, actions, epsilon=0.0)
-    state_2a, state_2b = (q_tot(agent_qs[i], env.state[i]) for i in (0, 1))
-    return dict(zip(STATES, (state_1, state_2a, state_2b), strict=True))
+    players.act(env.obs, env.avail_actions)
+    state_1 = q_tot(0)
+    players.last_actions = torch.tensor([[0, 0], [1, 0]])
+    env.step(players.last_actions.numpy())
+    players.act(env.obs, env.avail_actions)
+    return dict(zip(STATES, (state_1, q_tot(0), q_tot(1)), strict=True))
 
 
-def greedy_return(agent) -> float:
+def greedy_return(agent: RNNAgent) -> float:
     """Undiscounted return of one game in which both agents take their best actions."""
-    env = TwoStepGame(n_envs=1)
-    hidden, actions = begin(agent, env)
-    total = 0.0
+    env = TwoStepGame()
+    players, total = Players(agent, 1, env.n_agents, env.n_actions), 0.0
     for _ in range(env.episode_limit):
-        _, actions, hidden = act(agent, env, hidden, actions, epsilon=0.0)
-        total += float(env.step(actions.numpy()).reward[0])
+        total += float(env.step(players.act(env.obs, env.avail_actions)).reward[0])
     return total
 
 
@@ -153,7 +136,7 @@ def main() -> None:
     )
     parser.error = fail
     parser.add_argument(
-        "--mixer", help=f"train only this one of {', '.join(MIXERS)} (default: qmix and vdn)"
+        "--mixer", help=f"train only this one of {', '.join(KINDS)} (default: qmix and vdn)"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed, 0 or more (default: 0)")
     parser.add_argument(
@@ -161,9 +144,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.mixer == "iql":
-        fail("iql has no Q_tot, which is what the table shows: choose " + ", ".join(MIXERS))
-    if args.mixer not in (None, *MIXERS):
-        fail(f"unknown mixer {args.mixer!r}: choose one of {', '.join(MIXERS)}")
+        fail("iql has no Q_tot, which is what the table shows: choose " + ", ".join(KINDS))
+    if args.mixer not in (None, *KINDS):
+        fail(f"unknown mixer {args.mixer!r}: choose one of {', '.join(KINDS)}")
     if not 0 <= args.seed < 2**63:
         fail(f"--seed is {args.seed}: it must be 0 or more, and less than 2^63")
     if args.json and not args.mixer:

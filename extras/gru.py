@@ -1,4 +1,4 @@
-"""The GRU of agent.py over whole episodes of different lengths, and its gradient, for the CPU.
+"""torch.nn.GRU over whole episodes of different lengths, and its gradient, compiled for the CPU.
 
     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)         (Cho et al. 2014,
     z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)          https://arxiv.org/abs/1406.1078,
@@ -7,7 +7,7 @@
 
 The same numbers as torch.nn.GRU, to float32's rounding, in less than half of its time for such
 episodes: torch makes some thirty calls for every step, each too small to be worth it; here one
-compiled loop does them all. To do without, delete all of the function `gru` but its last line.
+compiled loop does them all. To do without: RNNAgent(..., gru=torch.nn.GRU).
 
 Not a script. See it at work: python train.py --map 2s3z
 
@@ -82,8 +82,10 @@ def unroll_rows(x, sizes, w_ih, w_hh, b_ih, b_hh, out, gates):
     """Fill out (R, H) with the hidden states, and gates (R, 4 H) with n, r, z and W_hn h + b_hn: in
     this order columns 0 to 3 H and H to 4 H are what the gradients of W_i and W_h need.
 
-    x (R, H) and sizes as in `gru`; w_ih, w_hh (H, 3 H) and b_ih, b_hh (3 H,): r, z, n. All float32,
-    sizes int64. A single row of gates is no more than scratch paper.
+    x (R, H): the rows of step 0, then those of step 1, ...; sizes[t] of them at step t, never more
+    than before: row i of a step goes on from row i of the step before. w_ih, w_hh (H, 3 H) and
+    b_ih, b_hh (3 H,): r, z, n. All float32, sizes int64. A single row of gates is no more than
+    scratch paper.
     """
     H = x.shape[1]
     from_x, from_h = np.empty((GROUP, 3 * H), np.float32), np.empty((GROUP, 3 * H), np.float32)
@@ -144,7 +146,7 @@ def unroll_rows_back(sizes, w_hh, out, gates, d_out):
 
 def call(kernel, *arguments):
     """unroll_rows or unroll_rows_back with tensors. They are compiled, once, with the vectoriser
-    that battle.py turns off, because it slows the rules there; these two live on it."""
+    that starcraft/maps.py turns off, because it slows the rules there; these two live on it."""
     arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments]
     if kernel.signatures:
         return kernel(*arrays)
@@ -158,7 +160,7 @@ class Unroll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, sizes, w_ih, w_hh, b_ih, b_hh):
-        (R, H), sizes = x.shape, np.array(sizes)
+        R, H = x.shape
         out = x.new_empty(R, H)
         gates = x.new_empty(R if any(ctx.needs_input_grad) else 1, 4 * H)
         weights = w_ih.t().contiguous(), w_hh.t().contiguous(), b_ih, b_hh
@@ -184,24 +186,32 @@ class Unroll(torch.autograd.Function):
         return d_from_x @ w_ih.roll(H, 0), None, d_w_ih, d_w_hh, d_b_ih, d_b_hh
 
 
-def gru(rnn: nn.GRU, x: Tensor, sizes: list[int]) -> Tensor:
-    """The hidden states of a GRU, which begin as zeros. x (R, H) float -> (R, H) float.
+class GRU(nn.GRU):
+    """torch.nn.GRU with the same weights and results; only whole episodes are done sooner.
 
-    x has the rows of step 0, then those of step 1, ...; sizes[t] of them at step t, never more than
-    before: row i of a step goes on from row i of the step before. Other sizes raise ValueError.
-
-    What is compiled is one plain layer, as wide as its input, a multiple of 8, in float32 on the
-    CPU; torch does everything else.
+    Compiled is one plain layer, as wide as its input, a multiple of 8, over a PackedSequence of
+    float32 on the CPU, from zeros; torch does everything else. Raises ValueError for batch_sizes
+    that do not fit the rows.
     """
-    if sum(sizes) != len(x) or min(sizes) < 1 or sizes != sorted(sizes, reverse=True):
-        raise ValueError(
-            f"sizes {sizes} do not make up {len(x)} rows, at each step no more than before"
-        )
-    H = x.shape[-1]
-    plain = type(rnn) is nn.GRU and not config.DISABLE_JIT
-    shapes = [weight.shape for weight in rnn.parameters()]
-    plain = plain and shapes == [(3 * H, H), (3 * H, H), (3 * H,), (3 * H,)]
-    if plain and H % 8 == 0 and x.device.type == "cpu":
-        if all(tensor.dtype == torch.float32 for tensor in (x, *rnn.parameters())):
-            return Unroll.apply(x, sizes, *rnn.parameters())
-    return rnn(PackedSequence(x, torch.tensor(sizes)))[0].data
+
+    def forward(self, x, hidden=None):
+        if not isinstance(x, PackedSequence) or hidden is not None or not self.compiles(x.data):
+            return super().forward(x, hidden)
+        sizes = x.batch_sizes.numpy()  # (T,) sequences that have a step t
+        if sizes.sum() != len(x.data) or sizes.min() < 1 or (np.diff(sizes) > 0).any():
+            raise ValueError(
+                f"sizes {sizes.tolist()} do not make up {len(x.data)} rows, longest first"
+            )
+        out = Unroll.apply(x.data, sizes, *self.parameters())
+        sequence = np.arange(sizes[0])
+        last = (sizes[:, None] > sequence).sum(axis=0) - 1  # each one's last step
+        ends = torch.from_numpy((sizes.cumsum() - sizes)[last] + sequence)  # and the row of it
+        return x._replace(data=out), out[ends].unsqueeze(0)
+
+    def compiles(self, x: Tensor) -> bool:
+        H = self.hidden_size
+        shapes = [tuple(weight.shape) for weight in self.parameters()]
+        plain = shapes == [(3 * H, x.shape[-1])] * 2 + [(3 * H,)] * 2 and x.shape[-1] == H
+        kinds = {(tensor.dtype, tensor.device.type) for tensor in (x, *self.parameters())}
+        plain = plain and kinds == {(torch.float32, "cpu")} and not config.DISABLE_JIT
+        return plain and H % 8 == 0 and not self.bidirectional

@@ -1,140 +1,362 @@
-"""The run directory: what a training run leaves on disk, and how it goes on from there.
+"""One training run from outside: its directory, checkpoints, log, progress bar, and how it stops.
 
-QMIX (https://arxiv.org/abs/1803.11485). Not a script; train.py writes with it, plot.py reads:
-
-    config.json      every flag, versions, git revision, environment really used
-    metrics.csv      one row per test; empty cells where nothing was measured yet
-    checkpoint.pt    everything needed to go on; checkpoint.prev.pt is the one before it
-    buffer/          the replay buffer in pieces: each checkpoint adds only what is new
-    events.out...    the scalars of metrics.csv for TensorBoard
-
-A file is written under a temporary name, flushed to the disk and renamed. Whenever the power goes,
-its name stands for the whole old file or the whole new one.
+QMIX (https://arxiv.org/abs/1803.11485). Not a script: train.py says `with run:`, and files.py what
+lies in the directory.
 """
 
 import contextlib
-import dataclasses
-import importlib.metadata
-import json
+import math
 import os
-import platform
+import shutil
 import signal
-import subprocess
 import sys
+import threading
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-COLUMNS = [
-    "t_env", "episodes", "updates", "wall_time", "epsilon", "loss", "grad_norm", "q_tot", "target",
-    "train_return", "train_win_rate", "test_return", "test_win_rate", "test_episode_length",
-    "env_steps_per_s", "aborted_episodes",
-]  # fmt: skip
-AVERAGED = {  # over what is counted by the key
-    "updates": ("loss", "grad_norm", "q_tot", "target"),
-    "episodes": ("train_return", "train_win_rate"),
-}
-CHECKPOINTS = ("checkpoint.pt", "checkpoint.prev.pt")  # the newest, the one before it
-FORMAT = 2  # of checkpoint.pt: raise it when an older one can no longer be read
-MAX_PIECES = 64  # of the replay buffer; more are merged into one
+try:
+    import fcntl
+except ImportError:  # Windows: there, runs are not locked
+    fcntl = None
+
+from extras.files import (
+    BufferFiles,
+    describe,
+    game_of,
+    killed_at_once,
+    load_checkpoint,
+    load_weights,
+    read_config,
+    save_checkpoint,
+    to_arrays,
+    write_atomic,
+    write_config,
+    write_metrics,
+)
+from extras.flags import NOT_KEPT
+from starcraft.sc2 import GameUnavailable
+
+AUTO_BUFFER_BYTES = 4e9  # --save-buffer auto: a full buffer may have so many, if the disk has
+PROGRESS = ("t_env", "episodes", "updates", "aborted_episodes", "wall_time", "rows", "sums")
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # as far as the system has them
 
 
-def write_atomic(path: Path, write) -> None:
-    """Replace the file `path` by what write(file) writes. Raises OSError (disk full, no permission)
-    and leaves the old file as it was."""
-    temporary = path.with_name(path.name + ".tmp")
+class CannotWrite(OSError):  # noqa: N818
+    """The run directory cannot be written to."""
+
+
+class Run:
+    """A context manager round the training loop.
+
+    args: the flags. env: what is really played. The rest is all that the future of a run depends
+    on: learner, buffer, players, rng (numpy's, which samples), test_env. With args.resume all of
+    it is put into the state of the last checkpoint.
+
+    t_env, episodes, updates, aborted_episodes: since the beginning of the run. status: what
+    the program should exit with after the `with` block: 0, 1 if something broke, 128 + signal.
+
+    Raises ValueError or OSError, one line, before the first file is written.
+    """
+
+    def __init__(self, args, env, test_env, learner, buffer, players, rng):
+        self.args, self.env, self.test_env = args, env, test_env
+        self.learner, self.buffer, self.players, self.rng = learner, buffer, players, rng
+        self.t_env = self.episodes = self.updates = self.aborted_episodes = 0
+        self.wall_time = 0.0  # seconds, earlier sittings included
+        self.rows, self.sums = [], {}  # of metrics.csv; name: [sum, count] since the last row
+        self.status = self.signal = 0
+        flags = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
+        flags |= {"n_envs": env.n_envs}
+        self.folder = args.resume or claim(args, env)
+        self.lock = locked(self.folder)
+        try:
+            self.files = BufferFiles(self.folder, buffer)
+            if args.resume:
+                config = read_config(self.folder) | {"flags": flags}
+                self.restore()
+            else:
+                config = describe(flags, env, buffer)
+            write_config(self.folder, config)
+            if self.rows:
+                write_metrics(self.folder, self.rows)
+            room = min(AUTO_BUFFER_BYTES, shutil.disk_usage(self.folder).free + self.files.size())
+        except BaseException:
+            self.lock.close()
+            raise
+        self.small_enough = args.save_buffer == "auto" and buffer.nbytes <= room
+        self.board = TensorBoard(self.folder)
+        say(
+            f"{args.mixer} on {game_of(env)}, played by {env.name} ({config['env']['version']}):"
+            f" {env.n_envs} side by side, {env.n_agents} agents, {env.n_actions} actions, on"
+            f" {args.device}\nreplay buffer: {buffer.capacity} episodes, at most"
+            f" {min(buffer.nbytes, buffer.room) / 1e9:.2f} GB\n"
+            f"run directory: {self.folder}, from t_env {self.t_env}"
+        )
+
+    # --- what the loop uses ---------------------------------------------------------------------
+
+    def goes_on(self) -> bool:
+        """False when all steps are done, or a signal has asked to stop."""
+        self.bar.update(self.t_env - self.bar.n)
+        return self.t_env < self.args.steps and not self.signal
+
+    def log(self, **values) -> None:
+        """Numbers (0-dim tensors too) whose mean since the last test becomes a column of the next
+        row, and a scalar in TensorBoard. Raises FloatingPointError if one is not finite."""
+        tensors = {name: x for name, x in values.items() if torch.is_tensor(x)}
+        if tensors:  # all at once: a GPU is waited for once
+            numbers = torch.stack([x.double() for x in tensors.values()]).tolist()
+            values |= dict(zip(tensors, numbers, strict=True))
+        if not all(map(math.isfinite, values.values())):
+            raise FloatingPointError(", ".join(f"{k} {v:g}" for k, v in values.items()))
+        for name, value in values.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = [total + float(value), count + 1]
+
+    def test_is_due(self) -> bool:
+        """At step 0, when a multiple of --test-interval has been passed, and at the end."""
+        interval, steps = self.args.test_interval, self.args.steps
+        last = self.rows[-1]["t_env"] if self.rows else -1
+        return self.t_env // interval > last // interval or self.t_env >= steps > last
+
+    def count(self, step, ended, returns) -> None:
+        """What a step of all environments adds: steps and, where ended (E,) bool, episodes, whose
+        returns (E,) and wins are logged."""
+        self.t_env += self.env.n_envs - int(step.aborted.sum())
+        self.aborted_episodes += int(step.aborted.sum())
+        self.episodes += int(ended.sum())
+        for e in np.flatnonzero(ended):
+            self.log(train_return=returns[e], train_win_rate=step.battle_won[e])
+
+    def learned(self, **stats) -> None:
+        """A gradient step more, and its statistics."""
+        self.updates += 1
+        self.log(**stats)
+
+    def record(self, aborted_episodes: int, **test) -> None:
+        """A row of metrics.csv with the results of a test, and a checkpoint."""
+        self.aborted_episodes += aborted_episodes
+        self.wall_time = time.perf_counter() - self.begun
+        names = ("t_env", "episodes", "updates", "aborted_episodes", "wall_time")
+        row = {name: getattr(self, name) for name in names} | test
+        row["env_steps_per_s"] = None  # since the row before, tests included
+        if self.rows:
+            seconds = self.wall_time - self.rows[-1]["wall_time"]
+            row["env_steps_per_s"] = (self.t_env - self.rows[-1]["t_env"]) / seconds
+        row |= {name: total / count for name, (total, count) in self.sums.items()}
+        best = max((row["test_win_rate"] for row in self.rows), default=-1.0)
+        self.rows.append(row)
+        self.sums = {}
+        with self.writing():
+            write_metrics(self.folder, self.rows)
+            if row["test_win_rate"] >= best:
+                weights = self.learner.agent.state_dict()
+                write_atomic(self.folder / "best.pt", lambda file: torch.save(weights, file))
+            self.save()
+            self.board.log(row)
+        say(report(self.rows, self.args.steps))
+        self.bar.set_postfix_str(f"test win {row['test_win_rate']:.3f}")
+
+    # --- from the first step to the last --------------------------------------------------------
+
+    def __enter__(self):
+        # A bar where somebody watches (terminal, notebook); a log file gets one line per test.
+        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        options = {"unit": " steps", "unit_scale": True, "disable": not watched}
+        self.bar = tqdm(total=self.args.steps, initial=self.t_env, **options)
+        self.begun = time.perf_counter() - self.wall_time
+        self.usual = {}
+        if threading.current_thread() is threading.main_thread():  # signal() works nowhere else
+            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+            self.usual = {number: signal.signal(number, self.stop) for number in numbers}
+        return self
+
+    def stop(self, number, _frame) -> None:
+        """The first signal is a request, so that no step is left half done; the second has its
+        usual effect."""
+        self.signal = number
+        self.listen_no_more()
+
+    def listen_no_more(self) -> None:
+        for number, handler in self.usual.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, _kind, error, _traceback) -> bool:
+        """Errors that a user can mend become one line; all others keep their traceback."""
+        try:
+            if error is None:
+                self.finish()
+            elif isinstance(error, GameUnavailable):
+                self.save()
+        except CannotWrite as failure:
+            error = failure
+        finally:
+            self.bar.close()
+            self.listen_no_more()
+            self.board.close()
+            self.env.close()
+            self.test_env.close()
+            self.lock.close()
+        again = f"--resume {self.folder}"
+        if isinstance(error, FloatingPointError):
+            complaint = f"not finite at t_env {self.t_env}: {error}; {again} with a lower --lr"
+        elif isinstance(error, GameUnavailable):
+            complaint = f"{error}; go on with {again}"
+        elif isinstance(error, CannotWrite):
+            complaint = f"{error}; mend that and {again}"
+        elif isinstance(error, KeyboardInterrupt):  # the second Ctrl-C
+            self.status = 130
+            return True
+        else:
+            return False
+        self.status = 1
+        print(f"train.py: error: {complaint} (the last good checkpoint is kept)", file=sys.stderr)
+        return True
+
+    def finish(self) -> None:
+        self.wall_time = time.perf_counter() - self.begun
+        if not self.is_finished():
+            self.save()
+            self.status = 128 + self.signal
+            say(f"Stopped at t_env {self.t_env}. Go on: python train.py --resume {self.folder}")
+            return
+        wins = [row["test_win_rate"] for row in self.rows]
+        say(
+            f"Done: {self.t_env} steps in {self.wall_time:.0f} s. Test win rate {wins[-1]:.3f} at"
+            f" the end, {max(wins):.3f} at best.\nAll is in {self.folder}; curves: python -m"
+            f" extras.plot {self.folder}"
+        )
+
+    def is_finished(self) -> bool:
+        return bool(self.rows) and self.rows[-1]["t_env"] >= self.args.steps
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self):
+        """What fails here is the run directory's fault, and nothing else is."""
+        try:
+            yield
+        except OSError as error:
+            raise CannotWrite(f"cannot write {self.folder}: {error}") from None
+
+    def save(self) -> None:
+        """Everything that the future of the run depends on, as checkpoint.pt."""
+        auto = self.small_enough and not self.is_finished()
+        keep = self.args.save_buffer == "yes" or auto
+        with self.writing():
+            state = {
+                "progress": {name: getattr(self, name) for name in PROGRESS},
+                "learner": self.learner.state_dict(),
+                "players": carried(self.players),
+                "explore": self.players.generator.get_state(),
+                "sampler": self.rng.bit_generator.state,
+                "torch": torch.get_rng_state(),
+                "buffer": self.files.save(self.episodes) if keep else None,
+            }
+            for name, env in (("env", self.env), ("test_env", self.test_env)):
+                if hasattr(env, "state_dict"):  # else a game that cannot save a running episode
+                    state[name] = env.state_dict()
+            save_checkpoint(self.folder, state)
+            self.files.clean() if keep else self.files.delete()
+
+    def restore(self) -> None:
+        """Go on from the newest whole checkpoint; a run killed before its first begins again."""
+        if killed_at_once(self.folder):
+            return
+        state, path, warning = load_checkpoint(self.folder)
+        load_weights(self.learner, state["learner"])
+        for name in PROGRESS:
+            setattr(self, name, state["progress"][name])
+        if self.is_finished():
+            steps = self.args.steps
+            raise ValueError(f"{self.folder} has all its {steps} steps: prolong it by --steps")
+        generator = self.players.generator
+        if state["explore"].shape == generator.get_state().shape:  # else it was another device
+            generator.set_state(state["explore"])
+        self.rng.bit_generator.state = state["sampler"]
+        torch.set_rng_state(state["torch"])
+        try:
+            self.files.load(state["buffer"])
+            whole = "env" in state
+        except ValueError as error:
+            warning += f"\nThe replay buffer starts empty, this is no exact continuation: {error}"
+            whole = False
+        for name, env in (("env", self.env), ("test_env", self.test_env)):
+            if name in state:
+                env.load_state_dict(to_arrays(state[name]))
+        if whole:
+            for name, value in state["players"].items():
+                like = getattr(self.players, name)
+                value = value.to(like.device) if torch.is_tensor(like) else value.numpy()
+                setattr(self.players, name, value)
+        else:  # the first halves of the running episodes are lost
+            self.buffer.drop(np.ones(self.env.n_envs, bool))
+            self.env.reset()
+        path.replace(self.folder / "checkpoint.pt")  # a damaged one must not be the one before
+        if warning:
+            say(warning.strip())
+
+
+def carried(players) -> dict:
+    """All arrays and tensors of the players, whatever their names."""
+    return {k: x for k, x in vars(players).items() if isinstance(x, torch.Tensor | np.ndarray)}
+
+
+# --- the directory ------------------------------------------------------------------------------
+
+
+def claim(args, env) -> Path:
+    """A new run directory, made here so that no other run can have it. Raises ValueError where
+    --run-dir is taken."""
+    if args.run_dir:
+        args.run_dir.mkdir(parents=True, exist_ok=True)
+        if any(args.run_dir.iterdir()):
+            raise ValueError(
+                f"{args.run_dir} is not empty: choose another --run-dir or --resume it"
+            )
+        return args.run_dir
+    what = [env.name, game_of(env), args.mixer, f"s{args.seed}", time.strftime("%Y%m%d-%H%M%S")]
+    name = "_".join(dict.fromkeys(what)).replace("/", "-")
+    args.runs.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10_000):
+        folder = args.runs / (name if number == 1 else f"{name}_{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise ValueError(f"{args.runs} has ten thousand runs named {name}: choose another --runs")
+
+
+def locked(folder: Path):
+    """An open file whose lock says that this process trains in the folder. The system releases it
+    when the process ends, however it ends. Raises ValueError where another process has it."""
+    file = open(folder / "lock", "a")  # noqa: SIM115 open as long as the run lasts
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-            raise error.__context__ from None  # torch.save had covered it up
-        raise
-    if os.name == "posix":  # the new name, too, must survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-
-
-# --- config.json and metrics.csv ----------------------------------------------------------------
-
-
-def write_config(folder: Path, config: dict) -> None:
-    text = json.dumps(config, indent=2) + "\n"
-    write_atomic(folder / "config.json", lambda file: file.write(text.encode()))
-
-
-def read_config(folder: Path) -> dict:
-    """Raises ValueError, one line, if this is no run directory or its config.json is damaged."""
-    path = folder / "config.json"
-    if not folder.is_dir():
-        raise ValueError(f"there is no run directory {folder}")
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a run directory: it has no config.json")
-    try:
-        config = json.loads(path.read_text())
-        flags, env = config["flags"], config["env"]
-        names = flags["map"], flags["mixer"], env["name"], env["map"]
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError(f"not all of them are names: {names}")
-        int(flags["seed"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it, or start a new run") from None
-    return config
-
-
-def write_metrics(folder: Path, rows: list[dict]) -> None:
-    """All rows anew: there are a few hundred at most, and no half a line can be left behind."""
-    lines = [COLUMNS, *([cell(row[name]) for name in COLUMNS] for row in rows)]
-    text = "".join(",".join(line) + "\n" for line in lines)
-    write_atomic(folder / "metrics.csv", lambda file: file.write(text.encode()))
-
-
-def cell(value) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def describe(flags: dict, env, game: str, buffer) -> dict:
-    """config.json of a new run."""
-    sizes = ("n_envs", "n_agents", "n_actions", "obs_dim", "state_dim", "episode_limit")
-    played = {"name": env.name, "version": env.version, "map": game}
-    return {
-        "flags": flags,
-        "env": played | {name: getattr(env, name) for name in sizes},
-        "versions": versions(),
-        "buffer_bytes_when_full": buffer.nbytes,
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-
-
-def versions() -> dict:
-    """What a result may depend on: Python, packages, machine, and the git revision of this code."""
-    found = {"python": platform.python_version(), "machine": platform.platform()}
-    for package in ("torch", "numpy", "numba"):
-        found[package] = importlib.metadata.version(package)
-    git = ("git", "-C", str(Path(__file__).resolve().parent))
-    try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True)
-    except OSError:  # git is not installed
-        return found | {"git": None}
-    if revision.returncode:  # the code is in no repository
-        return found | {"git": None}
-    uncommitted = bool(changed.stdout.strip())
-    return found | {"git": revision.stdout.decode().strip(), "git_uncommitted": uncommitted}
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"{folder} is being trained in by another process: wait for it") from None
+    return file
 
 
 # --- what is shown while it runs ----------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Print without tearing the progress bar, and at once, for those who follow a log file. What
+    stdout cannot show is replaced; a closed stdout ends the talking, not the training."""
+    try:
+        encoding = sys.stdout.encoding or "utf-8"
+        tqdm.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # else Python complains when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class TensorBoard:
@@ -160,12 +382,6 @@ class TensorBoard:
                 self.writer.close()
 
 
-def say(text: str) -> None:
-    """Print without tearing the progress bar, and at once, for those who follow a log file."""
-    tqdm.write(text)
-    sys.stdout.flush()
-
-
 def report(rows: list[dict], steps: int) -> str:
     """One line on the newest row, and another if the test win rate has collapsed: below half of its
     best, where that was at least 0.5, and not so at the test before."""
@@ -181,258 +397,3 @@ def report(rows: list[dict], steps: int) -> str:
     if best >= 0.5 and win < best / 2 <= before:
         line += f"\nWarning: the test win rate fell to {win:.3f}, its best was {best:.3f}"
     return line
-
-
-class Stop:
-    """The first Ctrl-C or SIGTERM becomes a request, so that no step is left half done; the second
-    has its usual effect."""
-
-    def __init__(self):
-        self.signal = None
-        self.usual = {n: signal.signal(n, self) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def __call__(self, number, _frame):
-        self.signal = number
-        self.undo()
-
-    def undo(self) -> None:
-        for number, handler in self.usual.items():
-            signal.signal(number, handler)
-
-
-# --- checkpoints --------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a run has come; part of every checkpoint."""
-
-    t_env: int = 0  # environment steps, all battles together
-    episodes: int = 0  # finished training episodes
-    updates: int = 0  # gradient steps
-    aborted_episodes: int = 0  # thrown away because the game died
-    wall_time: float = 0.0  # seconds, earlier sittings included
-    rows: list = dataclasses.field(default_factory=list)  # of metrics.csv
-    sums: dict = dataclasses.field(default_factory=dict)  # of what the next row averages
-
-    def add(self, **values):
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-
-    def test_is_due(self, interval: int, steps: int) -> bool:
-        """At step 0, when a multiple of `interval` has been passed, and at the end."""
-        last = self.rows[-1]["t_env"] if self.rows else -1
-        return self.t_env // interval > last // interval or self.t_env >= steps > last
-
-    def is_finished(self, steps: int) -> bool:
-        return bool(self.rows) and self.rows[-1]["t_env"] >= steps
-
-    def add_row(self, measured: dict) -> None:
-        """Append the row of a test: what it measured, counters, and means since the last one."""
-        row = dict.fromkeys(COLUMNS) | measured
-        for name in ("t_env", "episodes", "updates", "wall_time", "aborted_episodes"):
-            row[name] = getattr(self, name)
-        for count, names in AVERAGED.items():
-            for name in names if self.sums.get(count) else ():
-                row[name] = self.sums[name] / self.sums[count]
-        self.rows.append(row)
-        self.sums = {}
-
-
-def state_of(run, buffer: dict | None) -> dict:
-    """Everything that the future of a run (what train.build returns) depends on. buffer: what
-    BufferFiles.save returned, None if replay is not saved."""
-    state = {
-        "format": FORMAT,
-        "learner": run.learner.state_dict(),
-        "progress": dataclasses.asdict(run.progress),
-        "explore": run.explore.get_state(),
-        "sampler": run.sampler.bit_generator.state,
-        "torch": torch.get_rng_state(),
-        "buffer": buffer,
-    }
-    if hasattr(run.env, "state_dict"):  # else StarCraft II, which cannot save a running episode
-        state |= {
-            "env": run.env.state_dict(),
-            "test_env": run.test_env.state_dict(),
-            "players": run.players.state_dict(),
-        }
-    return to_tensors(state)
-
-
-def restore(run, state: dict, files: "BufferFiles") -> None:
-    """The way back. Raises ValueError, one line, if the checkpoint is that of another network."""
-    load_weights(run.learner, state["learner"])
-    run.progress = Progress(**state["progress"])
-    if state["explore"].shape == run.explore.get_state().shape:  # else it was another device
-        run.explore.set_state(state["explore"])
-    run.sampler.bit_generator.state = state["sampler"]
-    torch.set_rng_state(state["torch"])
-    if "env" in state:
-        run.env.load_state_dict(to_arrays(state["env"]))
-        run.test_env.load_state_dict(to_arrays(state["test_env"]))
-    try:
-        files.load(state["buffer"])
-        begun = "env" in state
-    except ValueError as error:
-        print(f"The replay buffer starts empty, this is no exact continuation: {error}")
-        run.buffer.clear()
-        begun = False
-    if begun:
-        run.players.load_state_dict(state["players"])
-    else:  # the first halves of the running episodes are lost
-        run.buffer.drop(np.ones(run.env.n_envs, bool))
-        run.env.reset()
-
-
-def load_weights(part, weights: dict) -> None:
-    """part.load_state_dict(weights). Raises ValueError, one line, if they do not fit."""
-    try:
-        part.load_state_dict(weights)
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        why = " ".join(str(error).split())[:250]
-        raise ValueError(
-            f"the checkpoint holds another network than map and flags ask for: {why}"
-        ) from None
-
-
-def save_checkpoint(folder: Path, state: dict) -> None:
-    """Write checkpoint.pt; the one that was there becomes checkpoint.prev.pt."""
-    new, path = folder / "checkpoint.new.pt", folder / "checkpoint.pt"
-    write_atomic(new, lambda file: torch.save(state, file))
-    if path.exists():
-        os.replace(path, folder / "checkpoint.prev.pt")
-    os.replace(new, path)
-
-
-def killed_at_once(folder: Path) -> bool:
-    """True if a run ended before its first checkpoint, which follows its first test."""
-    path = folder / "metrics.csv"
-    tests = path.read_text().splitlines()[1:] if path.exists() else []
-    return len(tests) <= 1 and not any((folder / name).exists() for name in CHECKPOINTS)
-
-
-def load_checkpoint(folder: Path) -> tuple[dict, Path]:
-    """The newest whole checkpoint, and the file it came from. Says so if the newest is damaged and
-    the one before it is used. Raises ValueError, one line, if there is none."""
-    damaged = []
-    for path in (folder / name for name in CHECKPOINTS if (folder / name).exists()):
-        try:
-            state = load(path)
-        except ValueError as error:
-            damaged.append(str(error))
-            continue
-        kept = {"learner", "progress", "explore", "sampler", "torch", "buffer"}
-        if not isinstance(state, dict) or state.get("format") != FORMAT or not kept <= state.keys():
-            raise ValueError(f"{path} is not a checkpoint of this version of the program")
-        if damaged:
-            print(f"{damaged[0]}: going back to {path.name}, t_env {state['progress']['t_env']}")
-        return state, path
-    if damaged:
-        raise ValueError(f"no whole checkpoint is left: {'; '.join(damaged)}")
-    raise ValueError(f"{folder} holds no checkpoint yet: start the run again")
-
-
-def load(path: Path):
-    """What torch.save wrote: tensors, numbers and strings only, as weights_only=True keeps a file
-    from a stranger from running code. Raises ValueError, one line, if even one bit is damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
-            if archive.testzip():
-                raise ValueError("a checksum does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage surfaces as anything, from deep inside zip or pickle
-        why = " ".join(str(error).split())[:100] or type(error).__name__
-        raise ValueError(f"{path} is damaged ({why})") from None
-
-
-def to_tensors(x):
-    """numpy arrays inside dicts, lists and tuples become tensors, numpy scalars plain numbers."""
-    if isinstance(x, dict):
-        return {key: to_tensors(value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return type(x)(map(to_tensors, x))
-    if isinstance(x, np.generic):
-        return x.item()
-    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
-
-
-def to_arrays(x):
-    """The way back: tensors inside dicts, lists and tuples become numpy arrays."""
-    if isinstance(x, dict):
-        return {key: to_arrays(value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return type(x)(map(to_arrays, x))
-    return x.numpy() if isinstance(x, torch.Tensor) else x
-
-
-class BufferFiles:
-    """The replay buffer on disk. A full one has hundreds of megabytes, so a checkpoint writes only
-    the episodes closed since the checkpoint before, as a new piece: a file named after the number
-    of episodes closed by then. The running episodes go into the checkpoint itself. A piece that
-    neither checkpoint.pt nor checkpoint.prev.pt needs is deleted."""
-
-    def __init__(self, folder: Path, buffer):
-        self.folder, self.buffer = folder / "buffer", buffer
-        self.needed = self.needed_before = []  # pieces of the last checkpoint and the one before
-
-    def pieces(self) -> list[Path]:
-        return [path for path in self.folder.glob("*.pt") if path.stem.isdecimal()]
-
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(path.stat().st_size for path in self.pieces())
-
-    def save(self, episodes: int) -> dict:
-        """Write what is new; `episodes` have been closed since the run began. Returns what belongs
-        into the checkpoint. Call clean() once that is on disk."""
-        buffer = self.buffer
-        oldest = episodes - len(buffer)  # as many had been closed before it
-        kept = [number for number in self.needed if number > oldest]
-        if len(kept) >= MAX_PIECES and kept[-1] < episodes:
-            kept = []
-        first = kept[-1] if kept else oldest
-        if first < episodes:
-            self.folder.mkdir(exist_ok=True)
-            new = [buffer.episodes[number - oldest] for number in range(first, episodes)]
-            arrays = {name: np.concatenate([e[name] for e in new]) for name in new[0]}
-            arrays["lengths"] = np.array([[len(array) for array in e.values()] for e in new])
-            path = self.folder / f"{episodes}.pt"
-            write_atomic(path, lambda file: torch.save(to_tensors(arrays), file))
-            kept.append(episodes)
-        self.needed_before, self.needed = self.needed, kept
-        longest = buffer.steps.max()
-        running = {name: array[:, :longest].copy() for name, array in buffer.running.items()}
-        return {"pieces": kept, "steps": buffer.steps, "running": running}
-
-    def clean(self) -> None:
-        needed = {f"{number}.pt" for number in self.needed + self.needed_before}
-        for path in self.folder.glob("[0-9]*.pt*"):  # half-written ones too
-            if path.name not in needed:
-                path.unlink()
-
-    def load(self, saved: dict | None) -> None:
-        """Fill the buffer, empty so far, with what `save` returned. Raises ValueError, one line, if
-        that is None, or a piece is missing or damaged."""
-        if saved is None:
-            raise ValueError("it was not saved")
-        saved, buffer = to_arrays(saved), self.buffer
-        if len(saved["steps"]) != len(buffer.steps):
-            raise ValueError("the saved replay buffer has another size")
-        for number in saved["pieces"]:
-            arrays = to_arrays(load(self.folder / f"{number}.pt"))
-            ends = arrays.pop("lengths").cumsum(axis=0)[:-1]  # (episodes - 1, names)
-            parts = map(np.split, arrays.values(), ends.T)
-            for episode in zip(*parts, strict=True):
-                buffer.append({name: a.copy() for name, a in zip(arrays, episode, strict=True)})
-        buffer.steps = saved["steps"].copy()
-        for name, array in saved["running"].items():
-            buffer.running[name][:, : array.shape[1]] = array
-        self.needed = self.needed_before = saved["pieces"]
-
-    def delete(self) -> None:
-        """For a finished run, which has no use for them."""
-        for path in self.folder.glob("[0-9]*.pt*"):
-            path.unlink()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()

@@ -159,7 +159,8 @@ class SMACWorkers:
     StarCraft II, and then go on with stale units and a max_reward, so rewards, that are wrong.
 
     Args:
-        timeout: seconds; see make_env.
+        n_envs: games side by side; None: what cores and memory allow.
+        timeout: seconds; a game that answers no request for so long is restarted.
         make_game: makes, in the worker, from map_name and seed, what has StarCraft2Env's methods
             (for tests, or a variant of SMAC); must be picklable. None: smac's own.
 
@@ -170,8 +171,12 @@ class SMACWorkers:
     """
 
     name = "sc2"
+    tests_play_here = True  # games are too large to open more of them for tests
 
-    def __init__(self, map_name, n_envs, seed=0, timeout=60.0, make_game=None):
+    def __init__(self, map_name, n_envs=None, seed=0, timeout=60.0, make_game=None):
+        if not (isinstance(timeout, int | float) and timeout > 0):
+            raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
+        n_envs = n_envs or default_n_games()
         self.map_name, self.n_envs, self.seed, self.timeout = map_name, n_envs, seed, timeout
         self.make_game = make_game
         self.restarts, self.last_fault = 0, ""

@@ -1,0 +1,99 @@
+"""Several threads for each gradient step: parts of a batch at once, through the learner's own loss.
+
+The matrices of QMIX (https://arxiv.org/abs/1803.11485) are too small to divide each of them between
+cores, which is what torch does by itself. Episodes are divided instead: every thread calls
+`learner.loss` on some of them, and the gradients are added up.
+
+Not a script. See it at work: python train.py --map 2s3z --threads 2
+
+Shapes: B episodes in a batch, P observations and F steps in them (see buffer.py), T steps.
+"""
+
+import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from buffer import DONE, Batch
+
+
+def share_out(learner, threads: int) -> None:
+    """From now on learner.loss(batch) is worked on by so many threads, each with one core, and torch
+    divides nothing else.
+
+    Right for every loss that is a mean over steps. One that is not gives another value on the first
+    batch: then this says so on stderr, and all goes on in one thread.
+    """
+    torch.set_num_threads(1)  # after numba has been imported, which sets it for all of OpenMP
+    if threads == 1:
+        return
+    whole, checked = learner.loss, False
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def gradients(batch, first, end):
+        part = episodes(batch, first, end)
+        loss, stats = whole(part)
+        share = len(part.reward) / len(batch.reward)
+        weights = [p for p in learner.parameters if p.requires_grad]
+        found = torch.autograd.grad(share * loss, weights, materialize_grads=True)
+        stats = {name: share * value for name, value in stats.items()}
+        return share * loss.detach(), stats, found
+
+    def loss(batch):
+        nonlocal checked
+        cuts = shares(batch, threads)
+        if len(cuts) <= 2:
+            return whole(batch)
+        found = pool.map(lambda ends: gradients(batch, *ends), itertools.pairwise(cuts))
+        losses, stats, grads = zip(*found, strict=True)
+        if not checked:
+            checked, expected = True, whole(batch)[0].detach()
+            if not torch.allclose(sum(losses), expected, rtol=1e-3, equal_nan=True):
+                print("The loss is no mean over steps: --threads does nothing", file=sys.stderr)
+                learner.loss = whole
+                return whole(batch)
+        stats = {name: sum(part[name] for part in stats) for name in stats[0]}
+        weights = [p for p in learner.parameters if p.requires_grad]
+        grads = [sum(parts) for parts in zip(*grads, strict=True)]
+        return Computed.apply(sum(losses), grads, *weights), stats
+
+    learner.loss = loss
+
+
+class Computed(torch.autograd.Function):
+    """A loss whose gradients are known already: backward hands them out."""
+
+    @staticmethod
+    def forward(ctx, loss, gradients, *weights):
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, d_loss):
+        return None, None, *(d_loss * gradient for gradient in ctx.gradients)
+
+
+def shares(batch: Batch, parts: int) -> list[int]:
+    """0, ..., B: cuts between at most `parts` groups of episodes with about equally many steps: few
+    long ones in the first, many short ones in the last."""
+    B = batch.sizes[0]
+    steps = (np.array(batch.sizes)[1:, None] > np.arange(B)).sum(axis=0).cumsum()  # (B,) up to each
+    full = steps[-1] * np.arange(1, parts) / parts
+    cuts = np.searchsorted(steps, full) + 1  # the episodes up to which a share is full
+    return sorted({0, *cuts.tolist(), B})
+
+
+def episodes(batch: Batch, first: int, end: int) -> Batch:
+    """The batch of its episodes first to end - 1 alone."""
+    sizes = np.array(batch.sizes)
+    step = sizes.cumsum() - sizes  # (T + 1,) the row at which each step begins
+    sizes = np.clip(sizes - first, 0, end - first)
+    runs = [np.arange(row + first, row + first + n) for row, n in zip(step, sizes, strict=True)]
+    rows = torch.from_numpy(np.concatenate(runs)).to(batch.obs.device)  # (P,)
+    steps = rows[sizes[0] :] - batch.sizes[0]  # (F,)
+    part = {name: x[steps if name in DONE else rows] for name, x in batch._asdict().items()
+            if name not in ("acted", "sizes")}  # fmt: skip
+    acted = torch.searchsorted(rows, batch.acted[steps])  # the same rows, counted in this part
+    return Batch(**part, acted=acted, sizes=sizes[sizes > 0].tolist())
