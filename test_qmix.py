@@ -1,4 +1,6 @@
-"""Tests of the algorithm: agent, mixers, replay, loss, two-step game (https://arxiv.org/abs/1803.11485).
+"""Tests of the algorithm: agent, mixers, replay, loss, environments, the loop, the two-step game.
+
+QMIX: https://arxiv.org/abs/1803.11485
 
     python -m pytest test_qmix.py                 all of it
     python -m pytest test_qmix.py -m "not slow"   without training on ten seeds
@@ -7,24 +9,25 @@ The loss and its gradients are compared with `reference_loss` below: the paper's
 loops over episodes, steps and agents, in float64, sharing no code with what is tested.
 """
 
+import csv
 import io
 import itertools
 import json
 import math
 import os
+import re
+import shlex
 
-import gru as gru_module
 import numpy as np
 import pytest
-import run as run_module
 import torch
-from run import BufferFiles
 
-import buffer as buffer_module
-import learner as learner_module
+import envs
+import train
 import two_step_game
-from agent import RNNAgent, build_inputs, epsilon_greedy
+from agent import Players, RNNAgent, build_inputs, epsilon_greedy
 from buffer import Batch, ReplayBuffer
+from extras import files
 from learner import QLearner
 from mixer import MIXERS, Mixer
 
@@ -33,25 +36,50 @@ LENGTHS = (5, 4, 2, 1)  # of the episodes in a batch of make_batch
 TRUNCATED = (False, True, False, True)  # which of them the time limit ended
 
 
-def make_batch(seed=0) -> Batch:
+def make_episodes(seed=0) -> list[dict]:
     """Random float64 episodes of LENGTHS with about half of all actions available."""
     g = torch.Generator().manual_seed(seed)
-    B, T = len(LENGTHS), max(LENGTHS)
-    avail_actions = torch.rand(T + 1, B, N, A, generator=g) < 0.5
-    allowed = torch.randint(A, (T + 1, B, N, 1), generator=g)
-    avail_actions.scatter_(-1, allowed, True)
-    t, length = torch.arange(T)[:, None], torch.tensor(LENGTHS)
-    last, truncated = t == length - 1, torch.tensor(TRUNCATED)
-    return Batch(
-        obs=torch.randn(T + 1, B, N, OBS, generator=g, dtype=torch.float64),
-        state=torch.randn(T + 1, B, S, generator=g, dtype=torch.float64),
-        avail_actions=avail_actions,
-        actions=allowed[:-1, ..., 0],
-        reward=torch.randn(T, B, generator=g, dtype=torch.float64) * (t < length),
-        terminated=last & ~truncated,
-        truncated=last & truncated,
-        filled=t < length,
-    )
+    episodes = []
+    for length, truncated in zip(LENGTHS, TRUNCATED, strict=True):
+        avail_actions = torch.rand(length + 1, N, A, generator=g) < 0.5
+        allowed = torch.randint(A, (length + 1, N, 1), generator=g)
+        last = torch.arange(length) == length - 1
+        episodes.append(
+            {
+                "obs": torch.randn(length + 1, N, OBS, generator=g, dtype=torch.float64),
+                "state": torch.randn(length + 1, S, generator=g, dtype=torch.float64),
+                "avail_actions": avail_actions.scatter(-1, allowed, True),
+                "actions": allowed[:-1, :, 0],
+                "reward": torch.randn(length, generator=g, dtype=torch.float64),
+                "terminated": last & (not truncated),
+                "truncated": last & truncated,
+            }
+        )
+    return episodes
+
+
+def pack(episodes) -> Batch:
+    """A Batch of them, row by row; the longest must come first."""
+    columns = {name: [] for name in Batch._fields}
+    for t in range(len(episodes[0]["reward"]) + 1):
+        there = [e for e in episodes if t <= len(e["reward"])]
+        columns["sizes"].append(len(there))
+        for e in there:
+            goes_on = t < len(e["reward"])
+            if goes_on:
+                columns["acted"].append(torch.tensor(len(columns["obs"])))
+                for name in ("actions", "reward", "terminated", "truncated"):
+                    columns[name].append(e[name][t])
+            for name in ("obs", "state", "avail_actions"):
+                columns[name].append(e[name][t])
+            none_yet = torch.full((len(e["obs"][0]),), -1)
+            columns["last_actions"].append(e["actions"][t - 1] if t > 0 else none_yet)
+    sizes = columns.pop("sizes")
+    return Batch(**{name: torch.stack(rows) for name, rows in columns.items()}, sizes=sizes)
+
+
+def make_batch(seed=0) -> Batch:
+    return pack(make_episodes(seed))
 
 
 def make_learner(kind="qmix", seed=0, hypernet_layers=2, **options) -> QLearner:
@@ -59,8 +87,8 @@ def make_learner(kind="qmix", seed=0, hypernet_layers=2, **options) -> QLearner:
     torch.manual_seed(seed)
 
     def weights():
-        agent = RNNAgent(OBS + A + N, A, H).double()
-        return agent, None if kind == "iql" else Mixer(kind, N, S, M, hypernet_layers, 9).double()
+        agent, mixer = RNNAgent(OBS + A + N, A, H), MIXERS[kind](N, S, M, hypernet_layers, 9)
+        return agent.double(), mixer and mixer.double()
 
     learner, (older_agent, older_mixer) = QLearner(*weights(), **options), weights()
     learner.target_agent.load_state_dict(older_agent.state_dict())
@@ -120,21 +148,21 @@ def reference_q_tot(kind, w, qs, s):
     return total
 
 
-def reference_loss(learner, kind, batch, gamma, td_lambda, double_q, bootstrap_time_limit):
+def reference_loss(learner, kind, episodes, gamma, td_lambda, double_q, bootstrap_time_limit):
     """The loss, and the means of Q_tot and of the targets."""
     online, target = dict(learner.agent.named_parameters()), learner.target_agent.state_dict()
     mix = dict(learner.mixer.named_parameters()) if learner.mixer else None
     target_mix = learner.target_mixer.state_dict() if learner.mixer else None
     q_tots, targets = [], []
-    for b, length in enumerate(LENGTHS):
-        obs, actions, state = batch.obs[:, b], batch.actions[:, b], batch.state[:, b]
+    for episode, length, truncated in zip(episodes, LENGTHS, TRUNCATED, strict=True):
+        obs, actions, state = episode["obs"], episode["actions"], episode["state"]
         qs = reference_agent_qs(online, obs, actions, length)
         target_qs = reference_agent_qs(target, obs, actions, length)
         # What the team (or, for iql, agent n) expects at step t when it goes on greedily.
         best = [[None] * N for _ in range(length + 1)]
         for t in range(length + 1):
             for n in range(N):
-                allowed = [a for a in range(A) if batch.avail_actions[t, b, n, a]]
+                allowed = [a for a in range(A) if episode["avail_actions"][t, n, a]]
                 chooser = qs if double_q else target_qs
                 action = max(allowed, key=lambda a: float(chooser[t][n][a].detach()))
                 best[t][n] = target_qs[t][n][action]
@@ -149,9 +177,9 @@ def reference_loss(learner, kind, batch, gamma, td_lambda, double_q, bootstrap_t
                 ]
                 chosen = [[qs[t][i][actions[t, i]] for i in range(N)] for t in range(length)]
                 q = [reference_q_tot(kind, mix, x, s) for x, s in zip(chosen, state, strict=False)]
-            if not (bootstrap_time_limit and TRUNCATED[b]):
+            if not (bootstrap_time_limit and truncated):
                 value[length] = 0
-            reward = batch.reward[:, b]
+            reward = episode["reward"]
             for t in range(length):
                 # The lambda-return as the weighted sum of all n-step returns (forward view).
                 y, weights = 0, 0
@@ -179,38 +207,15 @@ SETTINGS = [  # kind, hypernet_layers, td_lambda, double_q, bootstrap_time_limit
 def test_loss_and_gradients_are_the_papers(kind, layers, td_lambda, double_q, bootstrap):
     options = {"gamma": 0.9, "td_lambda": td_lambda, "double_q": double_q}
     options["bootstrap_time_limit"] = bootstrap
-    learner, batch = make_learner(kind, hypernet_layers=layers, **options), make_batch()
-    loss, stats = learner.loss(batch)
+    learner = make_learner(kind, hypernet_layers=layers, **options)
+    loss, stats = learner.loss(make_batch())
     gradients = torch.autograd.grad(loss, learner.parameters)
-    expected, q_tot, target = reference_loss(learner, kind, batch, **options)
+    expected, q_tot, target = reference_loss(learner, kind, make_episodes(), **options)
     results, wanted = (loss, stats["q_tot"], stats["target"]), (expected, q_tot, target)
     torch.testing.assert_close(results, wanted, rtol=1e-10, atol=1e-12)
     expected_gradients = torch.autograd.grad(expected, learner.parameters)
     for gradient, wanted in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-11)
-
-
-@pytest.mark.parametrize("kind", ["qmix", "iql"])
-@pytest.mark.parametrize("td_lambda", [0.0, 0.6])
-def test_padding_cannot_influence_loss_or_gradients(kind, td_lambda):
-    batch, g = make_batch(), torch.Generator().manual_seed(1)
-    learner = make_learner(kind, td_lambda=td_lambda, bootstrap_time_limit=True)
-    dirty = {"filled": batch.filled}
-    T = len(batch.filled)
-    for name in ("obs", "state", "avail_actions", "actions", "reward", "terminated", "truncated"):
-        x = getattr(batch, name)
-        past = torch.arange(len(x))[:, None] >= torch.tensor(LENGTHS) + (len(x) > T)
-        past = past.view(*past.shape, *[1] * (x.dim() - 2)).expand_as(x)
-        huge = 1e8 * torch.randn(x.shape, generator=g).double()
-        any_action = torch.randint(A, x.shape, generator=g)
-        junk = {torch.float64: huge, torch.int64: any_action, torch.bool: torch.tensor(True)}
-        dirty[name] = torch.where(past, junk[x.dtype], x)
-    results = []
-    for one in (batch, Batch(**dirty)):
-        loss, stats = learner.loss(one)
-        results.append([loss, *stats.values(), *torch.autograd.grad(loss, learner.parameters)])
-    for clean, soiled in zip(*results, strict=True):
-        torch.testing.assert_close(soiled, clean, rtol=0, atol=0)  # not by a single bit
 
 
 @pytest.mark.parametrize("double_q", [True, False])
@@ -280,7 +285,7 @@ def test_rmsprop_and_adam_take_their_textbook_first_step():
         learner.update(batch)
         g = learner.agent.fc2.bias.grad
         torch.testing.assert_close(learner.agent.fc2.bias.detach(), before - 1e-3 * step(g))
-    with pytest.raises(ValueError, match="rmsprop or adam"):
+    with pytest.raises(ValueError, match="adam or rmsprop"):
         make_learner(optimiser="sgd")
 
 
@@ -301,126 +306,21 @@ def test_a_restored_learner_goes_on_exactly(kind):
 # ---- Agent -----------------------------------------------------------
 
 
-def test_one_unroll_equals_step_by_step():
-    torch.manual_seed(0)
-    agent, inputs = RNNAgent(6, A, H), torch.randn(9, 4, 6)
-    whole, last_hidden = agent(inputs, agent.initial_hidden(4))
-    hidden = agent.initial_hidden(4)
-    assert hidden.shape == (4, H) and whole.shape == (9, 4, A) and not hidden.any()
-    for t in range(9):
-        qs, hidden = agent(inputs[t : t + 1], hidden)
-        torch.testing.assert_close(qs[0], whole[t])
-    torch.testing.assert_close(hidden, last_hidden)
-    # It remembers: with another first input the last values are others.
-    other = torch.cat((inputs[:1] + 1, inputs[1:]))
-    assert not torch.allclose(agent(other, agent.initial_hidden(4))[0][-1], whole[-1])
-
-
-SIZES = [  # rows at each step: groups of 16, what is left of one, and one row alone
-    [1],
-    [40, 40, 33, 17, 16, 16, 15, 1, 1],
-    [16] * 5,
-]
-
-
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("width", [8, 12, 64])
-def test_compiled_gru_equals_torchs_in_float64(sizes, width):
-    """Values and gradients, against torch.nn.GRU of the same weights, unrolled row by row."""
-    torch.manual_seed(0)
-    rnn = torch.nn.GRU(width, width)
-    x = 2 * torch.randn(sum(sizes), width)
-    weight = torch.randn(sum(sizes), width)
-    exact = torch.nn.GRU(width, width).double()
-    exact.load_state_dict(rnn.state_dict())
-    results = []
-    for net, dtype in ((rnn, torch.float32), (exact, torch.float64)):
-        inputs = x.to(dtype).requires_grad_()
-        if net is rnn:
-            out = gru_module.gru(net, inputs, sizes)
-            assert (type(out.grad_fn).__name__ == "UnrollBackward") == (width % 8 == 0)
-        else:
-            starts = np.cumsum([0, *sizes])
-            out = torch.zeros(len(x), width, dtype=dtype)
-            for row in range(sizes[0]):
-                own = [
-                    start + row for start, size in zip(starts, sizes, strict=False) if row < size
-                ]
-                out[own] = net(inputs[own].unsqueeze(1))[0][:, 0]
-        loss = (out * weight).sum()
-        results.append([out, *torch.autograd.grad(loss, [inputs, *net.parameters()])])
-    for got, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-6 * len(sizes))
-
-
-@pytest.mark.parametrize("value", [0.0, 1e-30, 1e-3, 5.0, 7.9, 8.0, 1e30, math.inf, math.nan])
-def test_compiled_tanh(value):
-    for x in np.float32([value, -value]):
-        np.testing.assert_allclose(gru_module.tanh(x), np.tanh(np.float64(x)), rtol=4e-7)
-
-
-@pytest.mark.parametrize("d_out", [torch.ones(6, 8), torch.ones(8, 6).t()], ids=["rows", "columns"])
-def test_compiled_gru_gives_its_gradient_once_and_leaves_the_callers_alone(d_out):
-    rnn, x = torch.nn.GRU(8, 8), torch.randn(6, 8, requires_grad=True)
-    out = gru_module.gru(rnn, x, [3, 2, 1])
-    before = d_out.clone()
-    torch.autograd.grad(out, x, d_out, retain_graph=True)
-    assert torch.equal(d_out, before)
-    with pytest.raises(RuntimeError, match="once"):
-        torch.autograd.grad(out, x, d_out)
-    assert len(gru_module.unroll_rows_back.signatures) == 1, "compiled again for another layout"
-
-
-@pytest.mark.parametrize("sizes", [[3, 4], [4, 2], [6], [7, 0], [8, -1]])
-def test_gru_refuses_other_sizes(sizes):
-    with pytest.raises(ValueError, match="do not make up 7 rows"):
-        gru_module.gru(torch.nn.GRU(8, 8), torch.zeros(7, 8), sizes)
-
-
-@pytest.mark.parametrize(
-    "rnn",
-    [
-        torch.nn.GRU(8, 16),
-        torch.nn.GRU(8, 8, num_layers=2),
-        torch.nn.GRU(8, 8, bias=False),
-        torch.nn.LSTM(8, 8),
-        torch.nn.GRU(8, 8).to("meta"),
-    ],
-)
-def test_what_the_compiled_gru_cannot_do_is_torchs(rnn):
-    x = torch.randn(6, 8, device=rnn.weight_ih_l0.device, requires_grad=True)
-    out = gru_module.gru(rnn, x, [3, 2, 1])
-    assert out.shape == (6, rnn.hidden_size) and "Unroll" not in type(out.grad_fn).__name__
-
-
-def test_loss_of_the_compiled_gru_is_the_papers():
-    """As test_loss_and_gradients_are_the_papers, in float32 and with a width that is compiled."""
-    results, batch = [], make_batch()
-    for dtype in (torch.float32, torch.float64):
-        torch.manual_seed(0)
-        learner = QLearner(RNNAgent(OBS + A + N, A, 8), Mixer("qmix", N, S, M), td_lambda=0.6)
-        learner.target_agent.fc2.weight.data += 0.1
-        for net in (learner.agent, learner.target_agent, learner.mixer, learner.target_mixer):
-            net.to(dtype)
-        loss, stats = learner.loss(
-            Batch(*(x.to(dtype) if x.is_floating_point() else x for x in batch))
-        )
-        gradients = torch.autograd.grad(loss, learner.parameters)
-        results.append([x.double() for x in (loss, *stats.values(), *gradients)])
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
-
-
 def test_unroll_equals_acting_step_by_step():
-    """Rows that end early, on torch's own GRU (width 7) and the compiled one (8)."""
-    for width in (7, 8):
-        torch.manual_seed(0)
-        agent, sizes = RNNAgent(6, A, width), [4, 4, 3, 1]
-        inputs = torch.randn(sum(sizes), 6)
-        hidden, values = agent.initial_hidden(4), []
-        for step in inputs.split(sizes):
-            qs, hidden = agent(step.unsqueeze(0), hidden[: len(step)])
-            values.append(qs[0])
-        torch.testing.assert_close(agent.unroll(inputs, sizes), torch.cat(values))
+    """Episodes that end early; every agent of an episode has a memory of its own."""
+    torch.manual_seed(0)
+    agent, sizes = RNNAgent(6, A, H), [4, 4, 3, 1]
+    inputs = torch.randn(sum(sizes), N, 6)
+    hidden, values = agent.initial_hidden(4 * N), []
+    assert hidden.shape == (4 * N, H) and not hidden.any()
+    for step in inputs.split(sizes):
+        qs, hidden = agent(step.flatten(0, 1), hidden[: len(step) * N])
+        values.append(qs.unflatten(0, (-1, N)))
+    whole = agent.unroll(inputs, sizes)
+    torch.testing.assert_close(whole, torch.cat(values))
+    # It remembers: with another first input the values of the last step are others.
+    other = torch.cat((inputs[:4] + 1, inputs[4:]))
+    assert not torch.allclose(agent.unroll(other, sizes)[-1], whole[-1])
 
 
 def test_inputs_are_observation_last_action_and_agent_number():
@@ -458,11 +358,11 @@ def test_epsilon_greedy_frequencies(epsilon):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize("kind", two_step_game.KINDS)
 def test_mixers_are_monotonic_and_the_greedy_actions_are_the_joint_argmax(kind, layers):
     torch.manual_seed(0)
     for _ in range(5):
-        mixer = Mixer(kind, N, S, M, layers).double()
+        mixer = MIXERS[kind](N, S, M, layers).double()
         agent_qs = (3 * torch.randn(40, 5, N).double()).requires_grad_()
         state = 3 * torch.randn(40, 5, S).double()
         q_tot = mixer(agent_qs, state)
@@ -490,7 +390,7 @@ def test_mixers_are_monotonic_and_the_greedy_actions_are_the_joint_argmax(kind, 
 )
 def test_what_each_ablation_leaves_out(kind, bent, weights_see_state, offset_sees_state):
     torch.manual_seed(0)
-    mixer, qs, state = Mixer(kind, N, S, M), torch.randn(N), torch.randn(S)
+    mixer, qs, state = MIXERS[kind](N, S, M), torch.randn(N), torch.randn(S)
 
     def slopes(agent_qs, state):
         agent_qs = agent_qs.clone().requires_grad_()
@@ -518,12 +418,11 @@ def test_sizes_of_the_networks():
     one = linear(S, N * M) + linear(S, M)
     two = 2 * linear(S, 9) + linear(9, N * M) + linear(9, M)
     for layers, hypernets in ((1, one), (2, two)):
-        mixer = Mixer("qmix", N, S, M, layers, hypernet_embed=9)
+        mixer = Mixer(N, S, M, layers, hypernet_embed=9)
         assert sum(p.numel() for p in mixer.parameters()) == hypernets + b1_and_v
-    with pytest.raises(ValueError, match="choose one of vdn"):
-        Mixer("iql", N, S)
+    assert MIXERS["iql"](N, S, M, 2, 9) is None
     with pytest.raises(ValueError, match="1 or 2"):
-        Mixer("qmix", N, S, hypernet_layers=3)
+        Mixer(N, S, hypernet_layers=3)
 
 
 # ---- Replay buffer ---------------------------------------------------
@@ -542,14 +441,15 @@ def play(buffer, steps):
         code = (100 * number + t)[:, None]
         obs = code[..., None] + np.array([[0], [0.5]]) + np.zeros(3)
         obs[t % 2 == 1, 0] = 0
-        return obs, np.hstack((code, 0 * code)), avail_actions
+        return obs, np.hstack((-code, 0 * code)), avail_actions
 
     for _ in range(steps):
         before = seen()
+        buffer.see(*before)
         t += 1
         end, odd = t == length, number % 2 == 1
-        actions, reward = np.stack((number % 3, t % 3), axis=1), before[1][:, 0] + 0.5
-        buffer.add(*before, actions, reward, end & odd, end & ~odd)
+        actions, reward = np.stack((number % 3, t % 3), axis=1), 0.5 - before[1][:, 0]
+        buffer.add(actions, reward, end & odd, end & ~odd)
         drop = end & (number % 5 == 3)
         buffer.drop(drop)
         buffer.close(end & ~drop, *seen())
@@ -560,111 +460,84 @@ def play(buffer, steps):
 
 
 def check_batch(batch, stored):
-    """Every column of the batch is one of the stored episodes, whole and in order."""
-    length = batch.filled.sum(dim=0)
-    T, B = batch.filled.shape
-    assert length.max() == T and length.tolist() == sorted(length.tolist(), reverse=True)
-    numbers = (batch.obs[0, :, 0, 0] // 100).long().tolist()
+    """The batch is some of the stored episodes, whole and in order, packed row by row."""
+    B = batch.sizes[0]
+    numbers = (batch.obs[:B, 0, 0] // 100).long().tolist()
     assert len(set(numbers)) == B
-    for b, (number, L) in enumerate(zip(numbers, length.tolist(), strict=True)):
-        assert (number, L) in stored
-        code = 100 * number + torch.arange(L + 1.0)
-        assert torch.equal(batch.obs[: L + 1, b, 1, 2], code + 0.5)  # the last observation too
-        assert torch.equal(batch.obs[: L + 1, b, 0, 2], code * (code % 2 == 0))
-        assert not batch.obs[L + 1 :, b].any() and not batch.state[L + 1 :, b].any()
-        assert torch.equal(batch.state[: L + 1, b], torch.stack((code, 0 * code), dim=1))
-        assert torch.equal(batch.reward[:L, b], code[:-1] + 0.5)
-        assert batch.filled[:L, b].all() and not batch.filled[L:, b].any()
-        steps = torch.arange(1, L + 1) % 3
-        assert torch.equal(batch.actions[:L, b, 1], steps)
-        assert (batch.actions[:L, b, 0] == number % 3).all()
-        ends = (batch.terminated if number % 2 else batch.truncated)[:, b]
-        others = (batch.truncated if number % 2 else batch.terminated)[:, b]
-        assert ends.nonzero().flatten().tolist() == [L - 1] and not others.any()
-        assert (batch.avail_actions[: L + 1, b] == torch.tensor([False, True, False])).all()
-        assert batch.avail_actions[L + 1 :, b].all() and not batch.reward[L:, b].any()
+    episodes, lengths = [], dict(stored)
+    for number in numbers:
+        L = lengths[number]
+        code, last = 100.0 * number + torch.arange(L + 1.0), torch.arange(L) == L - 1
+        first_agent = torch.where(torch.arange(L + 1) % 2 == 1, 0.0, code)
+        obs = torch.stack((first_agent, code + 0.5), dim=1).unsqueeze(-1).expand(-1, -1, 3)
+        actions = torch.stack((torch.full((L,), number % 3), torch.arange(1, L + 1) % 3), dim=1)
+        episodes.append(
+            {
+                "obs": obs,
+                "state": torch.stack((-code, 0 * code), dim=1),
+                "avail_actions": torch.tensor([False, True, False]).expand(L + 1, 2, 3),
+                "actions": actions,
+                "reward": code[:-1] + 0.5,
+                "terminated": last & (number % 2 == 1),
+                "truncated": last & (number % 2 == 0),
+            }
+        )
+    expected = pack(episodes)
+    assert batch.sizes == expected.sizes
+    for name, x in batch._asdict().items():
+        if name != "sizes":
+            torch.testing.assert_close(x, getattr(expected, name), rtol=0, atol=0, msg=name)
+    # step f acted on row acted[f] and led to row B + f: the next step of the same episode
+    assert torch.equal(batch.state[batch.acted, 0] - 1, batch.state[B:, 0])
+
+
+SIZES = {"n_agents": 2, "n_actions": 3, "obs_dim": 3, "state_dim": 2}
 
 
 def test_buffer_keeps_the_latest_whole_episodes():
     rng = np.random.default_rng(0)
-    buffer = ReplayBuffer(4, 2, 7, n_agents=2, n_actions=3, obs_dim=3, state_dim=2)
-    assert not buffer.can_sample(1)
+    buffer = ReplayBuffer(4, 2, 7, **SIZES)
     closed = play(buffer, steps=8)
-    assert len(buffer) == len(closed) == 2 and buffer.can_sample(2) and not buffer.can_sample(3)
-    with pytest.raises(ValueError, match="3 episodes wanted, 2 stored"):
+    assert len(buffer) == len(closed) == 2
+    with pytest.raises(ValueError, match="larger sample than population"):
         buffer.sample(3, rng)
     check_batch(buffer.sample(2, rng), closed)
 
-    buffer = ReplayBuffer(4, 2, 7, n_agents=2, n_actions=3, obs_dim=3, state_dim=2)
+    buffer = ReplayBuffer(4, 2, 7, **SIZES)
     closed = play(buffer, steps=60)
     assert len(buffer) == 4 < len(closed)
     seen = set()
     for _ in range(30):
         batch = buffer.sample(3, rng)
         check_batch(batch, closed[-4:])
-        seen |= set((batch.obs[0, :, 0, 0] // 100).tolist())
+        seen |= set((batch.obs[:3, 0, 0] // 100).tolist())
     assert seen == {number for number, _ in closed[-4:]}
-    f32, i64, b = torch.float32, torch.int64, torch.bool
-    assert [x.dtype for x in batch] == [f32, f32, b, i64, f32, b, b, b]
     with pytest.raises(RuntimeError, match="close it"):
         for _ in range(8):
-            buffer.add(0, 0, True, 0, 0, False, False)
+            buffer.add(0, 0, False, False)
 
 
-def test_a_restored_buffer_goes_on_exactly(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "MAX_PIECES", 3)
-    sizes = {"n_agents": 2, "n_actions": 3, "obs_dim": 3, "state_dim": 2}
-    first, closed, pieces = ReplayBuffer(20, 2, 7, **sizes), 0, []
-    files = BufferFiles(tmp_path, first)
-    for steps in (3, 40, 9, 9, 9, 9, 9, 9, 14):
-        first.drop(np.array([True, True]))
-        closed += len(play(first, steps))
-        saved = files.save(closed)
-        files.clean()
-        pieces.append(len(saved["pieces"]))
-        second = ReplayBuffer(20, 2, 7, **sizes)
-        restored = BufferFiles(tmp_path, second)
-        restored.load(saved)
-        assert len(first) == len(second) and first.held == second.held
-        for one, other in zip(first.episodes, second.episodes, strict=True):
-            np.testing.assert_equal(one, other)
-        assert restored.save(closed)["pieces"] == saved["pieces"], "nothing new, nothing written"
-    assert len(first) == 20 < closed and pieces[:6] == [0, 1, 2, 3, 1, 2]  # more than 3 are merged
-    assert first.steps.all(), "both environments should be in the middle of a game"
-    for buffer in (first, second):
-        buffer.close(np.array([True, True]), *np.ones((3, 2, 1, 1)))
-    assert all(map(torch.equal, *(b.sample(20, np.random.default_rng(0)) for b in (first, second))))
-    with pytest.raises(ValueError, match="another size"):
-        BufferFiles(tmp_path, ReplayBuffer(20, 3, 7, **sizes)).load(saved)
-
-
-def test_buffer_states_its_size_and_refuses_what_does_not_fit(monkeypatch):
+def test_buffer_states_its_size_and_refuses_what_does_not_fit():
     sizes = {"n_agents": 2, "n_actions": 3, "obs_dim": 5, "state_dim": 4}
     sizes |= {"n_envs": 2, "episode_limit": 9}
-    longest = 10 * (4 * 2 * 5 + 4 * 4 + 2 * 3 + 4 + 2 + 2)  # + reward, actions, both flags
-    assert ReplayBuffer(100, **sizes).nbytes == 102 * longest
-    assert "100 episodes" in str(ReplayBuffer(100, **sizes))
-    monkeypatch.setattr(buffer_module, "available_memory", lambda: 8 * longest)
-    with pytest.raises(ValueError, match=r"reduce --buffer-size \(at most 58 episodes\)"):
-        ReplayBuffer(59, **sizes)
-    assert "fewer episodes if" in str(ReplayBuffer(58, **sizes))
-    monkeypatch.setattr(buffer_module, "available_memory", lambda: float("inf"))
-    assert "fewer" not in str(ReplayBuffer(100, **sizes))
+    longest = 10 * (4 * 2 * 5 + 4 * 4 + 2 * 3 + 4 + 2 * 2 + 2)  # + reward, actions, both flags
+    assert ReplayBuffer(58, **sizes, room=6 * longest).nbytes == 60 * longest
+    with pytest.raises(ValueError, match=r"59 episodes.*reduce --buffer-size"):
+        ReplayBuffer(59, **sizes, room=6 * longest)
 
 
-def test_buffer_stays_within_the_memory_there_is(monkeypatch):
-    sizes = {"n_agents": 2, "n_actions": 3, "obs_dim": 3, "state_dim": 2}
-    monkeypatch.setattr(buffer_module, "available_memory", lambda: 2400)
-    buffer = ReplayBuffer(40, 2, 7, **sizes)
+def test_buffer_stays_within_the_room_there_is():
+    buffer = ReplayBuffer(40, 2, 7, **SIZES, room=3000)
     closed = play(buffer, steps=60)
-    # bytes: two agents' obs and state, and their masks; avail_actions; what agent 0 sees
-    always, seen, step = 4 * 3 + 2 + 4 + 2 + 2 * 3, 4 * 3, 2 + 4 + 2
-    cost = [(L + 1) * always + (L // 2 + 1) * seen + L * step for _, L in closed]
+    # bytes: 8 for each number that is not zero (5 for a bool): one available action and agent 1's
+    # observation, agent 0's at even steps, of the state one number; 0 is the very first code
+    cost = []
+    for number, L in closed:
+        numbers = 3 * (L + 1) + 3 * (L // 2 + 1) + L + 1 - 4 * (number == 0)
+        cost.append(8 * numbers + 2 * 5 * (L + 1) + L * (2 * 2 + 4 + 2))
     stored = len(buffer)
-    assert sum(cost[-stored:]) == buffer.held <= 1800 < sum(cost[-stored - 1 :])
+    assert sum(cost[-stored:]) == buffer.held <= 3000 < sum(cost[-stored - 1 :])
     check_batch(buffer.sample(stored, np.random.default_rng(0)), closed[-stored:])
-    buffer.clear()
-    assert len(buffer) == buffer.held == 0 and not buffer.steps.any()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
@@ -676,6 +549,38 @@ def test_buffer_does_not_touch_memory_before_it_needs_it():
     before = resident()
     buffer = ReplayBuffer(1, 500, 100, n_agents=5, n_actions=11, obs_dim=200, state_dim=100)
     assert buffer.nbytes > 2e8 and resident() - before < 2e7
+
+
+# ---- Environments ----------------------------------------------------
+
+
+def test_two_step_game_is_the_papers():
+    env = envs.make_env("two_step", n_envs=3)
+    assert env.name == "two_step" and env.state.tolist() == [[1, 0, 0]] * 3
+    step = env.step(np.array([[0, 1], [1, 0], [1, 1]]))
+    assert not step.reward.any() and not step.terminated.any()
+    assert env.state.tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 1]]
+    assert (env.obs == env.state[:, None]).all()
+    step = env.step(np.array([[1, 1], [0, 1], [1, 1]]))
+    assert step.reward.tolist() == [7, 1, 8] and step.terminated.all()
+    assert step.battle_won.tolist() == [False, False, True] and not step.truncated.any()
+    env.reset(np.array([True, False, False]))
+    assert env.state.tolist()[0] == [1, 0, 0] and env.state.tolist()[1] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("sc3",), {}, "unknown environment 'sc3': choose from auto, sim, sc2, two_step"),
+        (("sim", "3m", 0), {}, "at least 1"),
+        (("sc2", "3m", 1, 1), {"time": 1}, "environment sc2 got an unexpected .* 'time'"),
+        (("two_step",), {"balance": "ladder"}, "environment two_step got an unexpected"),
+        (("sim", "3m"), {"colour": 1}, "unknown option 'colour'"),
+    ],
+)
+def test_environments_that_cannot_be_had(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        envs.make_env(*arguments, **options)
 
 
 # ---- The two-step game -----------------------------------------------
@@ -730,7 +635,7 @@ def test_two_step_game(seed):
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        (["--mixer", "qmox"], "unknown mixer 'qmox': choose one of vdn, "),
+        (["--mixer", "qmox"], "unknown mixer 'qmox': choose one of qmix, vdn, qmix-lin"),
         (["--mixer", "iql"], "iql has no Q_tot"),
         (["--seed", "-1"], "--seed is -1: it must be 0 or more"),
         (["--seed", "one"], "invalid int value: 'one'"),
@@ -743,48 +648,176 @@ def test_two_step_game_refuses_in_one_line(monkeypatch, capsys, arguments, compl
     assert status == 2 and out == "" and complaint in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "lengths, parts, wanted",
-    [
-        ([6, 3, 3], 2, [[6], [3, 3]]),
-        ([5, 5, 5], 3, [[5], [5], [5]]),
-        ([9, 4, 3, 2], 2, [[9], [4, 3, 2]]),
-        ([4, 4, 4, 4], 1, [[4, 4, 4, 4]]),
-        ([7], 4, [[7]]),
-    ],
-)
-def test_parts_of_a_batch_have_equally_many_steps(lengths, parts, wanted):
-    filled = torch.arange(lengths[0])[:, None] < torch.tensor(lengths)  # (T, B)
-    got = [part.filled for part in learner_module.split(Batch(*[filled] * 8), parts)]
-    assert [part.sum(dim=0).tolist() for part in got] == wanted
-    assert all(part[-1, 0] for part in got), "cut to its own longest"
+# ---- The loop: short runs on the two-step game, networks of a few units --
+
+TINY = shlex.split("""
+    --env two_step --steps 600 --n-envs 4 --test-interval 100 --test-episodes 6 --train-interval 4
+    --buffer-size 40 --batch-size 8 --epsilon-anneal-steps 300 --target-update-interval 20
+    --hidden-dim 8 --mixing-embed-dim 4 --hypernet-embed 8 --threads 1
+""")
+TIMING = ("wall_time", "env_steps_per_s")
 
 
-def test_a_batch_must_begin_with_its_longest_episode():
-    batch = Batch(*(x.flip(1) for x in make_batch()))
-    with pytest.raises(AssertionError, match="longest episode first"):
-        make_learner().loss(batch)
+def start(folder, *more):
+    return train.main([*TINY, *more, "--run-dir", str(folder)])
 
 
-def test_threads_change_nothing_with_the_compiled_gru():
-    learners = []
-    for threads in (1, 3):
-        torch.manual_seed(0)
-        networks = RNNAgent(OBS + A + N, A, 8), Mixer("qmix", N, S, M)
-        learners.append(QLearner(*networks, threads=threads))
-    batch = Batch(*(x.float() if x.is_floating_point() else x for x in make_batch()))
-    for _ in range(3):
-        torch.testing.assert_close(*(one.update(batch) for one in learners), rtol=1e-5, atol=1e-6)
-    parameters = [one.parameters for one in learners]
-    torch.testing.assert_close(*parameters, rtol=1e-4, atol=1e-6)
+def metrics(folder):
+    """Rows of metrics.csv without the timing columns; checks that it is well formed."""
+    text = (folder / "metrics.csv").read_text()
+    assert text.endswith("\n")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert all(None not in row.values() for row in rows)
+    t_env = [int(row["t_env"]) for row in rows]
+    assert t_env == sorted(set(t_env)), "t_env must be strictly increasing"
+    return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
 
 
-@pytest.mark.parametrize("kind", ["qmix", "iql"])
-@pytest.mark.parametrize("threads", [2, 3, 9])
-def test_threads_change_nothing(kind, threads):
-    """A batch worked on in parts gives the same statistics and weights as the whole of it."""
-    one, many = make_learner(kind), make_learner(kind, threads=threads)
-    for _ in range(3):
-        stats, same = one.update(make_batch()), many.update(make_batch())
-        torch.testing.assert_close(same, stats, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(many.parameters, one.parameters, rtol=1e-9, atol=1e-12)
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def learner_state(folder):
+    return files.load(folder / "checkpoint.pt")["learner"]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", lambda _: None)
+
+
+def test_linear_its_boundaries():
+    epsilon = [train.linear(t, 1.0, 0.05, 50_000) for t in (0, 25_000, 49_999, 50_000, 10**9)]
+    assert epsilon == pytest.approx([1.0, 0.525, 0.050019, 0.05, 0.05], abs=1e-9)
+    assert epsilon[2] > epsilon[3] == epsilon[4] == 0.05
+    assert train.linear(0, 0.3, 0.3, 1) == 0.3
+
+
+@pytest.mark.parametrize("n_envs", [1, 3, 8])
+def test_gradient_steps_depend_on_episodes_only(tmp_path, n_envs):
+    """One update at each third episode, from the one that fills the first batch of 8 on."""
+    start(tmp_path / "run", "--n-envs", str(n_envs), "--train-interval", "3", "--steps", "240")
+    row = metrics(tmp_path / "run")[-1]
+    episodes = int(row["episodes"])
+    assert episodes == 120
+    due = range(3, episodes + 1, 3)  # n_envs end at once, so up to n_envs - 1 more are stored
+    assert int(row["updates"]) == sum(-(-count // n_envs) * n_envs >= 8 for count in due)
+
+
+def test_learning_changes_the_agent_and_syncing_the_target(tmp_path):
+    start(tmp_path / "never", "--target-update-interval", "1000000")
+    start(tmp_path / "always", "--target-update-interval", "1")
+    args, _ = train.parse_args(TINY)
+    initial = train.make_learner(args, envs.TwoStepGame(), "cpu").state_dict()
+    never, always = learner_state(tmp_path / "never"), learner_state(tmp_path / "always")
+    for name in ("agent", "mixer"):
+        for weight in initial[name]:
+            assert not torch.equal(initial[name][weight], never[name][weight]), weight
+        assert equal(initial[f"target_{name}"], never[f"target_{name}"])
+        assert equal(always[name], always[f"target_{name}"])
+        assert not equal(never[name], always[name]), "targets matter"
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_trains_and_evaluates(tmp_path, mixer, capsys):
+    start(tmp_path / "run", "--mixer", mixer, "--steps", "100", "--paper", "--n-envs", "4")
+    assert int(metrics(tmp_path / "run")[-1]["updates"]) > 5
+    assert train.main(["--evaluate", str(tmp_path / "run"), "--test-episodes", "3"]) == 0
+    assert re.search(r"^test_win_rate=\d\.\d{3} test_return=\d+\.\d episodes=3\n\Z",
+                     capsys.readouterr().out, re.M)  # fmt: skip
+
+
+class Corridor:
+    """Environment e wins after lengths[e] steps if that is odd, loses if even; it aborts each third
+    episode of environment 0 at its first step, with senseless observations and reward."""
+
+    n_agents, n_actions, obs_dim, state_dim, episode_limit = 2, 2, 1, 1, 9
+
+    def __init__(self, lengths, aborts):
+        self.n_envs, self.lengths, self.aborts = len(lengths), np.array(lengths), aborts
+        self.t, self.begun = np.zeros(self.n_envs, int), np.zeros(self.n_envs, int)
+        self.avail_actions = np.ones((self.n_envs, 2, 2), bool)
+        self.reset()
+
+    def reset(self, mask=None):
+        mask = np.ones(self.n_envs, bool) if mask is None else mask
+        self.t[mask] = 0
+        self.begun[mask] += 1
+        self.obs = np.tile(self.t[:, None, None], (1, 2, 1)).astype(np.float32)
+        self.state = self.t[:, None].astype(np.float32)
+
+    def step(self, actions):
+        assert (self.t < self.lengths).all(), "stepped without a reset"
+        self.t += 1
+        aborted = (np.arange(self.n_envs) == 0) & (self.begun % 3 == 0) & self.aborts
+        terminated = (self.t == self.lengths) & ~aborted
+        self.obs[:], self.state[:] = self.t[:, None, None], self.t[:, None]
+        self.obs[aborted] = self.state[aborted] = np.nan
+        reward = np.where(aborted, np.nan, 1.0).astype(np.float32)
+        no = np.zeros(self.n_envs, bool)
+        return envs.Step(reward, terminated, no, terminated & (self.lengths % 2 == 1), aborted)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("aborts", [False, True])
+def test_short_episodes_count_no_more_than_long_ones(aborts):
+    env = Corridor([1, 8], aborts)
+    agent = RNNAgent(5, 2, 4)
+    result = train.play_episodes(agent, env, 5)  # three of the first, two of the second
+    assert result["test_win_rate"] == pytest.approx(3 / 5)
+    assert result["test_return"] == result["test_episode_length"] == pytest.approx(19 / 5)
+    assert result["aborted_episodes"] > 0 if aborts else result["aborted_episodes"] == 0
+
+
+def test_aborted_episodes_are_counted_and_never_learned_from(tmp_path, monkeypatch):
+    sampled, original = [], ReplayBuffer.sample
+
+    def spying(self, *args):
+        sampled.append(original(self, *args))
+        return sampled[-1]
+
+    monkeypatch.setattr(ReplayBuffer, "sample", spying)
+    monkeypatch.setitem(envs.ENVS, "corridor", lambda *_: Corridor([3, 4], True))
+    assert start(tmp_path / "run", "--env", "corridor", "--buffer-size", "9") == 0
+    last = metrics(tmp_path / "run")[-1]
+    assert int(last["aborted_episodes"]) > 20
+    # Environment 0: two episodes of three steps, then an abort; environment 1: four steps each.
+    steps = int(last["t_env"])
+    assert int(last["episodes"]) == pytest.approx(steps * (2 / 13 + 7 / (4 * 13)), rel=0.05)
+    assert sampled
+    for batch in sampled:
+        assert all(torch.isfinite(x).all() for x in (batch.obs, batch.state, batch.reward))
+        assert batch.sizes[3] == batch.sizes[0] and len(batch.sizes) in (4, 5)  # 3 or 4 steps
+
+
+def test_every_episode_begins_without_a_memory():
+    """Acting in two environments out of step equals unrolling each of their episodes by itself."""
+    torch.manual_seed(0)
+    env, agent = Corridor([3, 5], False), RNNAgent(5, 2, 4)
+    players = Players(agent, 2, 2, 2)
+    hidden, last_actions = agent.initial_hidden(4).view(2, 2, 4), torch.full((2, 2), -1)
+    for _ in range(20):
+        inputs = build_inputs(torch.from_numpy(env.obs), last_actions, 2)
+        with torch.no_grad():
+            for e in range(2):
+                _, hidden[e] = agent(inputs[e], hidden[e])
+        actions = players.act(env.obs, env.avail_actions, epsilon=0.5)
+        assert torch.allclose(players.hidden.view(2, 2, 4), hidden, atol=1e-6)
+        last_actions = torch.from_numpy(actions.copy())
+        over = env.step(actions).terminated
+        env.reset(over)
+        players.forget(over)
+        hidden[over], last_actions[over] = 0, -1
+
+
+def test_paper_values_give_way_to_explicit_flags():
+    args, *_ = train.parse_args(["--paper"])
+    assert (args.optimiser, args.lr, args.td_lambda, args.train_interval) == ("rmsprop", 5e-4, 0, 1)
+    args, *_ = train.parse_args(["--paper", "--lr", "0.01"])
+    assert (args.optimiser, args.lr) == ("rmsprop", 0.01)

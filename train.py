@@ -99,6 +99,8 @@ def parse_args(argv=None):
         args = p.parse_args(argv)
     if args.resume or args.evaluate:
         args = flags_of_the_run(p, args, argv)
+    if args.save_replay and not args.evaluate:
+        p.error("--save-replay needs --evaluate RUN_DIR")
     if args.batch_size > args.buffer_size:
         p.error(f"--batch-size {args.batch_size} is more than --buffer-size {args.buffer_size}")
     return args, p

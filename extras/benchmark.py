@@ -1,10 +1,10 @@
 """How fast QMIX (https://arxiv.org/abs/1803.11485) runs here, on this machine, part by part.
 
-    python benchmark.py                                  # all parts, some minutes
-    python benchmark.py --quick --parts gradient acting
-    python benchmark.py --pymarl ~/pymarl                # theirs beside ours (needs pyyaml)
-    python benchmark.py --jaxmarl ~/JaxMARL              # (needs jax, flax and optax)
-    python benchmark.py --parts gradient train --device cuda --jaxmarl ~/JaxMARL    # (jax[cuda13])
+    python -m extras.benchmark                                  # all parts, some minutes
+    python -m extras.benchmark --quick --parts gradient acting
+    python -m extras.benchmark --pymarl ~/pymarl                # theirs beside ours (needs pyyaml)
+    python -m extras.benchmark --jaxmarl ~/JaxMARL              # (needs jax, flax and optax)
+    python -m extras.benchmark --parts gradient --device cuda --jaxmarl ~/JaxMARL  # (jax[cuda13])
 
 What is compared takes turns, and medians are printed: so other work on the machine slows both.
 Only `train` plays one after the other.
@@ -30,18 +30,21 @@ from unittest import mock
 
 import numpy as np
 import torch
-from flags import Parser
-from simulator import MAPS, BattleSim, StarCraft2Env, random_actions
 from torch.utils.flop_counter import FlopCounterMode
 
-from agent import RNNAgent, build_inputs, epsilon_greedy
-from buffer import Batch, ReplayBuffer
+from agent import Players, RNNAgent
+from buffer import DONE, Batch, ReplayBuffer
+from extras.flags import Parser
+from extras.gru import GRU
+from extras.threads import share_out
 from learner import QLearner
 from mixer import Mixer
+from starcraft.maps import MAPS
+from starcraft.simulator import BattleSim, StarCraft2Env, random_actions
 
 PARTS = ("simulator", "acting", "gradient", "train", "memory")
 JAXMARL_QMIX = "baselines/QLearning/qmix_rnn.py"
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 
 
 def medians(seconds, **functions):
@@ -65,11 +68,11 @@ def play(env, buffer, episodes, rng):
     ended = 0
     env.reset()
     while ended < episodes:
-        seen = env.obs.copy(), env.state.copy(), env.avail_actions.copy()
+        buffer.see(env.obs, env.state, env.avail_actions)
         actions = random_actions(env.avail_actions, rng)
         step = env.step(actions)
         over = step.terminated | step.truncated
-        buffer.add(*seen, actions, step.reward, step.terminated, step.truncated)
+        buffer.add(actions, step.reward, step.terminated, step.truncated)
         buffer.close(over, env.obs, env.state, env.avail_actions)
         env.reset(over)
         ended += int(over.sum())
@@ -78,16 +81,45 @@ def play(env, buffer, episodes, rng):
 def networks(env):
     N, A = env.n_agents, env.n_actions
     torch.manual_seed(0)
-    return RNNAgent(env.obs_dim + A + N, A), Mixer("qmix", N, env.state_dim)
+    return RNNAgent(env.obs_dim + A + N, A, gru=GRU), Mixer(N, env.state_dim)
 
 
 def our_learner(env, threads, device="cpu"):
     agent, mixer = (network.to(device) for network in networks(env))
-    return QLearner(agent, mixer, optimiser="adam", threads=threads)
+    learner = QLearner(agent, mixer, optimiser="adam")
+    if device == "cpu":
+        share_out(learner, threads)
+    return learner
 
 
 def update(learner, batch):
     float(learner.update(batch)["loss"])  # reading it waits for the device
+
+
+def as_float64(batch):
+    return Batch(
+        *(x.double() if torch.is_tensor(x) and x.is_floating_point() else x for x in batch)
+    )
+
+
+def padded(batch):
+    """The batch as others have it, time first: (T + 1, B, ...) what is seen, (T, B, ...) what is
+    done, filled (T, B) bool. After an episode's end all actions are available, all else is 0."""
+    B = batch.sizes[0]
+    there = torch.arange(B) < torch.tensor(batch.sizes)[:, None]  # (T + 1, B)
+    columns = {"filled": there[1:]}
+    for name in (*DONE, "obs", "state", "avail_actions", "last_actions"):
+        x, mask = getattr(batch, name), there[1:] if name in DONE else there
+        columns[name] = x.new_full((*mask.shape, *x.shape[1:]), name == "avail_actions")
+        columns[name][mask] = x
+    return SimpleNamespace(**columns)
+
+
+def all_steps(padded):
+    """The padding as if it were steps: what a learner does that cannot leave it out."""
+    (T, B), columns = padded.filled.shape, vars(padded)
+    rows = {name: x.flatten(0, 1) for name, x in columns.items() if name != "filled"}
+    return Batch(**rows, acted=torch.arange(T * B), sizes=[B] * (T + 1))
 
 
 def replay(map_name, episodes):
@@ -128,17 +160,8 @@ def acting(args):
             env = BattleSim(map_name, n_envs=E, seed=1)
             env.reset()
             agent, _ = networks(env)
-            obs, avail = torch.from_numpy(env.obs), torch.from_numpy(env.avail_actions)
-            last = torch.full((E, env.n_agents), -1)
-            hidden = agent.initial_hidden(E * env.n_agents)
-
-            @torch.inference_mode()
-            def one(agent=agent, obs=obs, avail=avail, last=last, hidden=hidden):
-                inputs = build_inputs(obs, last, avail.shape[-1])
-                inputs = inputs.flatten(0, 1).unsqueeze(0)  # (E, N, I) -> (1, E * N, I)
-                epsilon_greedy(agent(inputs, hidden)[0].view_as(avail), avail, 0.05)
-
-            acts[f"{E} battles"] = one
+            players = Players(agent, E, env.n_agents, env.n_actions)
+            acts[f"{E} battles"] = partial(players.act, env.obs, env.avail_actions, 0.05)
         for name, seconds in medians(args.seconds, **acts).items():
             print(f"  {map_name:12} {name:>10} {int(name.split()[0]) / seconds:10.0f}")
 
@@ -154,11 +177,11 @@ def gradient(args):
         env, buffer = replay(map_name, 64 if args.quick else 200)
         for B in (32,) if args.quick else (32, 64, 128):
             batch = buffer.sample(B, np.random.default_rng(0))
-            our_batch = batch.to(args.device)
+            our_batch, T = batch.to(args.device), len(batch.sizes) - 1
             double = QLearner(*(network.double() for network in networks(env)))
-            exact = Batch(*(x.double() if x.is_floating_point() else x for x in batch))
+            exact = as_float64(batch)
             with FlopCounterMode(display=False) as counter:  # sees into torch's own GRU only,
-                double.update(exact)  # which is what float64 gets, see gru.py
+                double.update(exact)  # which is what float64 gets
             learner = our_learner(env, args.threads, args.device)
             rows, H = B * env.n_agents // args.threads, 64
             x, w = torch.randn(rows, H), torch.randn(3 * H, H)
@@ -170,7 +193,7 @@ def gradient(args):
                 functions["one thread"] = partial(update, our_learner(env, 1), batch)
             if args.pymarl:
                 theirs = pymarl_learner(args.pymarl, env)
-                their_batch = pymarl_batch(batch, env)
+                their_batch = pymarl_batch(padded(batch), env)
 
                 def pymarl(learner=theirs, batch=their_batch):
                     torch.set_num_threads(args.threads)
@@ -178,16 +201,14 @@ def gradient(args):
                     torch.set_num_threads(1)
 
                 functions["PyMARL"] = pymarl
-            if args.jaxmarl:  # knows no padding, so neither may our step beside it
-                full = batch._replace(filled=torch.ones_like(batch.filled))
-                functions["ours, all steps"] = partial(update, learner, full.to(args.device))
-                functions["JaxMARL"] = jaxmarl_step(args.jaxmarl, full, env)
+            if args.jaxmarl:  # does the padding too, and so must our step beside it
+                full = all_steps(padded(batch)).to(args.device)
+                functions["ours, all steps"] = partial(update, learner, full)
+                functions["JaxMARL"] = jaxmarl_step(args.jaxmarl, padded(batch), env)
             seconds = medians(args.seconds, **functions)
             rate = 100 * 2 * rows * H * 3 * H / seconds.pop("matmul")
             for name, value in seconds.items():
-                text = (
-                    f"  {map_name:12} B {B:3} T {len(batch.filled):3} {name:>14} {1 / value:7.1f}"
-                )
+                text = f"  {map_name:12} B {B:3} T {T:3} {name:>14} {1 / value:7.1f}"
                 if name in ("ours", "one thread"):
                     flops = counter.get_total_flops() / value
                     threads = args.threads if name == "ours" else 1
@@ -229,8 +250,9 @@ def memory(args):
     episodes = 300 if args.quick else 5000
     print(f"\nmemory: a buffer with {episodes} random episodes, and three gradient steps on 64")
     for map_name in args.maps:
-        command = [sys.executable, __file__, "--fill", str(episodes), "--maps", map_name]
-        subprocess.run([*command, "--threads", str(args.threads)], check=True)
+        command = [sys.executable, "-m", "extras.benchmark", "--fill", str(episodes)]
+        command += ["--maps", map_name, "--threads", str(args.threads)]
+        subprocess.run(command, check=True, cwd=HERE)
 
 
 def peak_memory():
@@ -433,7 +455,7 @@ def jaxmarl_step(path, batch, env):
 
 
 def main():
-    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--maps", nargs="+", default=["2s3z"], metavar="NAME", help="SMAC maps")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of a gradient step")

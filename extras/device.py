@@ -10,7 +10,7 @@ import torch
 from buffer import Batch
 
 
-def choose_device(args, env, make_learner) -> str:
+def choose_device(args, env, make_learner=None) -> str:
     """What --device says; for "auto" where a gradient step on episodes of half the time limit is
     done sooner, "cpu" or "cuda": the networks are so small that it is not always the GPU.
 

@@ -3,9 +3,8 @@
 Not a script: python train.py --evaluate RUN_DIR --test-episodes 256
 """
 
-import torch
-
-from extras.files import load_checkpoint, load_weights
+from extras.device import choose_device
+from extras.files import load_checkpoint, load_weights, read_config
 
 
 def evaluate(args, env, agent, play_episodes) -> int:
@@ -16,8 +15,7 @@ def evaluate(args, env, agent, play_episodes) -> int:
     """
     if args.save_replay and not hasattr(env, "save_replay"):
         raise ValueError(f"--save-replay: {env.name} has no replay files, only --env sc2 has")
-    cuda = args.device == "cuda" and torch.cuda.is_available()
-    agent = agent.to("cuda" if cuda else "cpu")
+    agent = agent.to("cpu" if args.device == "auto" else choose_device(args, env))
     state, _, warning = load_checkpoint(args.evaluate)
     load_weights(agent, state["learner"]["agent"])
     result = play_episodes(agent, env, args.test_episodes)
@@ -27,8 +25,11 @@ def evaluate(args, env, agent, play_episodes) -> int:
     env.close()
     if warning:
         print(warning)
+    trained_on = read_config(args.evaluate)["env"]["name"]
+    if trained_on != env.name:
+        print(f"Trained on {trained_on}, played on {env.name} ({getattr(env, 'version', '')}).")
     print(
         f"test_win_rate={result['test_win_rate']:.3f} test_return={result['test_return']:.1f}"
-        f" episodes={args.test_episodes} env={env.name}"
+        f" episodes={args.test_episodes}"
     )
     return 0

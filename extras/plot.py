@@ -1,9 +1,9 @@
 """Learning curves of runs of train.py, in the manner of Figure 4 of the QMIX paper
 (https://arxiv.org/abs/1803.11485): median test win rate over seeds, shaded between the quartiles.
 
-    python plot.py runs/*                        # curves.png, curves.svg, and a table on stdout
-    python plot.py runs/*3m* --out figures/3m
-    python plot.py RUN_DIR --battle              # battle.png: moments of one greedy battle
+    python -m extras.plot runs/*                 # curves.png, curves.svg, and a table on stdout
+    python -m extras.plot runs/*3m* --out figures/3m
+    python -m extras.plot RUN_DIR --battle       # battle.png: moments of one greedy battle
 
 Runs with the same environment, map and method are seeds of one curve. Runs of a method that differ
 in other flags are kept apart, and labelled by what differs.
@@ -15,8 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from flags import NOT_KEPT, Parser
-from run import load_checkpoint, load_weights, read_config
+
+from extras.files import load_checkpoint, load_weights, read_config
+from extras.flags import NOT_KEPT, Parser
 
 # Okabe and Ito's colours, told apart by everyone; always the same one for the same method.
 COLOURS = {
@@ -171,18 +172,19 @@ def draw_battle(folder, out, moments=5):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from simulator import BattleSim
 
-    from train import Players, RNNAgent
+    from agent import Players, RNNAgent
+    from starcraft.simulator import BattleSim
 
-    flags, (state, _) = read_config(folder)["flags"], load_checkpoint(folder)
+    flags, (state, *_) = read_config(folder)["flags"], load_checkpoint(folder)
     sim = BattleSim(flags["map"], 1, seed=flags["seed"])
     n_inputs = sim.obs_dim + sim.n_actions + sim.n_agents
     agent = RNNAgent(n_inputs, sim.n_actions, flags.get("hidden_dim", 64))
     load_weights(agent, state["learner"]["agent"])
-    players, frames, over = Players(agent, sim), [sim.units[0].copy()], False
+    players = Players(agent, 1, sim.n_agents, sim.n_actions)
+    frames, over = [sim.units[0].copy()], False
     while not over:
-        step = sim.step(players.act())
+        step = sim.step(players.act(sim.obs, sim.avail_actions))
         frames.append(sim.units[0].copy())
         over = step.terminated[0] or step.truncated[0]
     times = np.linspace(0, len(frames) - 1, moments).round().astype(int)

@@ -72,7 +72,7 @@ class Run:
         flags = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
         flags |= {"n_envs": env.n_envs}
         self.folder = args.resume or claim(args, env)
-        self.lock = locked(self.folder)
+        self.lock = Lock(self.folder)
         try:
             self.files = BufferFiles(self.folder, buffer)
             if args.resume:
@@ -85,14 +85,15 @@ class Run:
                 write_metrics(self.folder, self.rows)
             room = min(AUTO_BUFFER_BYTES, shutil.disk_usage(self.folder).free + self.files.size())
         except BaseException:
-            self.lock.close()
+            self.lock.release()
             raise
         self.small_enough = args.save_buffer == "auto" and buffer.nbytes <= room
         self.board = TensorBoard(self.folder)
+        version = f" ({env.version})" if hasattr(env, "version") else ""
         say(
-            f"{args.mixer} on {game_of(env)}, played by {env.name} ({config['env']['version']}):"
-            f" {env.n_envs} side by side, {env.n_agents} agents, {env.n_actions} actions, on"
-            f" {args.device}\nreplay buffer: {buffer.capacity} episodes, at most"
+            f"{args.mixer} on {game_of(env)}, played by {env.name}{version}: {env.n_envs} side by"
+            f" side, {env.n_agents} agents, {env.n_actions} actions, on {args.device}\n"
+            f"replay buffer: {buffer.capacity} episodes, at most"
             f" {min(buffer.nbytes, buffer.room) / 1e9:.2f} GB\n"
             f"run directory: {self.folder}, from t_env {self.t_env}"
         )
@@ -200,7 +201,7 @@ class Run:
             self.board.close()
             self.env.close()
             self.test_env.close()
-            self.lock.close()
+            self.lock.release()
         again = f"--resume {self.folder}"
         if isinstance(error, FloatingPointError):
             complaint = f"not finite at t_env {self.t_env}: {error}; {again} with a lower --lr"
@@ -331,17 +332,27 @@ def claim(args, env) -> Path:
     raise ValueError(f"{args.runs} has ten thousand runs named {name}: choose another --runs")
 
 
-def locked(folder: Path):
-    """An open file whose lock says that this process trains in the folder. The system releases it
-    when the process ends, however it ends. Raises ValueError where another process has it."""
-    file = open(folder / "lock", "a")  # noqa: SIM115 open as long as the run lasts
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"{folder} is being trained in by another process: wait for it") from None
-    return file
+class Lock:
+    """Says that this process trains in the folder. The system releases it when the process ends,
+    however it ends. Raises ValueError where another process has it."""
+
+    def __init__(self, folder: Path):
+        self.folder = None
+        if fcntl is None:
+            return
+        self.folder = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise ValueError(f"another process trains in {folder}: wait, or stop it") from None
+        except OSError:  # a file system without locks
+            pass
+
+    def release(self) -> None:
+        if self.folder is not None:
+            os.close(self.folder)
+            self.folder = None
 
 
 # --- what is shown while it runs ----------------------------------------------------------------

@@ -20,8 +20,8 @@ from buffer import DONE, Batch
 
 
 def share_out(learner, threads: int) -> None:
-    """From now on learner.loss(batch) is worked on by so many threads, each with one core, and torch
-    divides nothing else.
+    """From now on learner.loss(batch) is worked on by so many threads, each with one core. Torch
+    itself divides nothing any more.
 
     Right for every loss that is a mean over steps. One that is not gives another value on the first
     batch: then this says so on stderr, and all goes on in one thread.
