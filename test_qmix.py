@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -581,6 +582,22 @@ def test_two_step_game_is_the_papers():
 def test_environments_that_cannot_be_had(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         envs.make_env(*arguments, **options)
+
+
+def test_auto_takes_the_simulator_where_starcraft_is_not_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(envs, "sc2_problem", lambda _: "it is not installed")
+    assert envs.make_env("auto", "3m", 2).name == "sim"
+    line = capsys.readouterr().err
+    assert line == "Playing the simulator, not StarCraft II: it is not installed\n"
+    with pytest.raises(ValueError, match="cannot be played here: it is not installed"):
+        envs.make_env("sc2", "3m", 2)
+    monkeypatch.setattr(envs, "sc2_problem", lambda _: None)
+    monkeypatch.setattr(
+        envs, "SMACWorkers", lambda *given: SimpleNamespace(name="sc2", given=given)
+    )
+    assert envs.make_env("auto", "3m", 2, 5).given == ("3m", 2, 5, 60.0)
+    assert envs.make_env("sc2", "3m", None, 5, timeout=9).given == ("3m", None, 5, 9)
+    assert capsys.readouterr().err == ""
 
 
 # ---- The two-step game -----------------------------------------------

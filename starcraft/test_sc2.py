@@ -9,6 +9,7 @@ stand-in for its binary, SC2PATH=...) are installed.
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from envs import make_env
 
 from . import sc2
 from .sc2 import GameUnavailable, SMACWorkers, sc2_problem
@@ -412,7 +411,7 @@ MISSING = {  # what is wrong: (what is said about it, how the folder is spoilt)
 
 
 @pytest.mark.parametrize("what", MISSING)
-def test_preflight_names_what_is_missing(installed, monkeypatch, capsys, what):
+def test_preflight_names_what_is_missing(installed, monkeypatch, what):
     message, spoil = MISSING[what]
     if spoil:
         spoil(installed)
@@ -423,24 +422,13 @@ def test_preflight_names_what_is_missing(installed, monkeypatch, capsys, what):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "7.0")
     importlib.invalidate_caches()
     map_name = "4m" if what == "unknown map" else "3m"
-    with pytest.raises(ValueError, match=message) as error:
-        make_env("sc2", map_name)
-    assert "\n" not in str(error.value)
-    if what != "unknown map":
-        assert make_env("auto", map_name, 2).name == "sim"
-        line = capsys.readouterr().err
-        assert line.startswith("Playing the simulator, not StarCraft II: ")
-        assert line.count("\n") == 1
+    problem = sc2_problem(map_name)
+    assert re.search(message, problem) and "\n" not in problem
 
 
-def test_bad_arguments():
-    for arguments, message in (
-        (("sc3",), "unknown environment 'sc3': choose from auto, sim, sc2, two_step"),
-        (("sim", "3m", 0), "at least 1"),
-        (("sc2", "3m", 1, 1, 0.0), "more than 0 seconds"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            make_env(*arguments)
+def test_a_time_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="more than 0 seconds"):
+        SMACWorkers("3m", 1, timeout=0.0)
 
 
 def test_default_number_of_games_fits_the_machine():
@@ -460,7 +448,7 @@ def stand_in():
 
 @needs_smac
 def test_smac_plays_and_saves_replays(tmp_path):
-    env = make_env("sc2", "3m", 2, 1)
+    env = SMACWorkers("3m", 2, 1)
     assert env.version.startswith("StarCraft II 4.")
     episodes, aborts = play(env, 80, np.random.default_rng(0))
     assert len(episodes) >= 2 and not aborts
@@ -480,7 +468,7 @@ def test_smac_faults(stand_in, monkeypatch):
         "LATE_WHO": "ally",
     }.items():
         monkeypatch.setenv(f"FAKE_SC2_{name}", str(value))
-    env = make_env("sc2", "3m", 2, 1)
+    env = SMACWorkers("3m", 2, 1)
     episodes, aborts = play(env, 150, np.random.default_rng(0))
     assert 4 <= sum(aborted.sum() for *_, aborted in aborts) <= env.restarts  # some in a reset
     assert max(total for _, total, _ in episodes) == pytest.approx(
