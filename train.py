@@ -23,13 +23,13 @@ from buffer import ReplayBuffer
 from envs import ENVS, make_env
 from extras.device import choose_device
 from extras.evaluate import evaluate
-from extras.flags import CORES, Parser, flags_of_the_run, named_value, number
+from extras.flags import Parser, flags_of_the_run, named_value, number
 from extras.gru import GRU
-from extras.memory import memory_for_replay
 from extras.run import Run
-from extras.threads import share_out
+from extras.threads import set_threads, share_out
 from learner import OPTIMISERS, QLearner
 from mixer import MIXERS
+from starcraft.machine import available_memory, cores
 
 # fmt: off
 # The values of the original paper, and PyMARL's where it gives none: defaults with --paper.
@@ -41,6 +41,7 @@ PAPER = {"n_envs": 1, "steps": 2_000_000, "batch_size": 32, "buffer_size": 5000,
 # So no two battles share a seed, not even in runs with neighbouring seeds.
 SEEDS_PER_RUN, TEST_SEEDS, EVALUATION_SEEDS = 10_000, 4_000, 8_000
 TEST_BATTLES = 32  # side by side
+MEMORY_SHARE = 0.75  # of the free memory may be replay; learner and everything else need some too
 
 
 def parse_args(argv=None):
@@ -62,7 +63,7 @@ def parse_args(argv=None):
     p.add_argument("--paper", action="store_true", help="defaults of the paper and PyMARL; slower")
     flag("--n-envs", whole(1, 1000), None, "battles side by side (32; sc2: as cores and RAM allow)")
     flag("--device", str, "auto", "auto: the faster one", choices=("auto", "cpu", "cuda"))
-    flag("--threads", whole(1, 1024), min(CORES, 4), "CPU threads that share each gradient step")
+    flag("--threads", whole(1, 1024), min(cores(), 4), "CPU threads that share each gradient step")
     flag("--batch-size", count, 64, "episodes per gradient step")
     flag("--buffer-size", count, 2000, "episodes kept for replay")
     flag("--train-interval", count, 2, "finished episodes per gradient step, whatever --n-envs is")
@@ -172,6 +173,7 @@ def play_episodes(agent, env, episodes):
 def main(argv=None):
     """Returns the exit status: 0, 1 if something broke, 128 + signal if stopped."""
     args, parser = parse_args(argv)
+    set_threads(args.threads)
     seed, options = SEEDS_PER_RUN * args.seed, dict(args.env_args)
     with parser.refuses():
         if args.evaluate:
@@ -188,7 +190,7 @@ def main(argv=None):
         E, N, A = env.n_envs, env.n_agents, env.n_actions
         players = Players(learner.agent, E, N, A, args.seed)
         sizes = E, env.episode_limit, N, A, env.obs_dim, env.state_dim
-        buffer = ReplayBuffer(args.buffer_size, *sizes, room=memory_for_replay())
+        buffer = ReplayBuffer(args.buffer_size, *sizes, room=MEMORY_SHARE * available_memory())
         rng = np.random.default_rng(args.seed)
         run = Run(args, env, test_env, learner, buffer, players, rng)
 

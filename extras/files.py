@@ -25,6 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from buffer import DONE, SEEN
+from extras.check import check_episode
+
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.prev.pt")  # the newest, the one before it
 FORMAT = 3  # of checkpoint.pt: raise it when an older one can no longer be read
 MAX_PIECES = 64  # of the replay buffer; more are merged into one
@@ -259,15 +262,21 @@ class BufferFiles:
         that is None, or a piece is missing or damaged."""
         if saved is None:
             raise ValueError("it was not saved")
-        saved, buffer, episodes = to_arrays(saved), self.buffer, []
-        if len(saved["steps"]) != len(buffer.steps):
-            raise ValueError("the saved replay buffer has another size")
+        buffer, episodes = self.buffer, []
+        names = [*DONE, *SEEN, *(name + "_where" for name in SEEN)]
         for number in saved["pieces"]:
-            arrays = to_arrays(load(self.folder / f"{number}.pt"))
-            ends = arrays.pop("lengths").cumsum(axis=0)[:-1]  # (episodes - 1, names)
-            parts = map(np.split, arrays.values(), ends.T)
-            for episode in zip(*parts, strict=True):
-                episodes.append({name: a.copy() for name, a in zip(arrays, episode, strict=True)})
+            path = self.folder / f"{number}.pt"
+            arrays = to_arrays(load(path))
+            try:
+                ends = arrays.pop("lengths").cumsum(axis=0)[:-1]  # (episodes - 1, names)
+                parts = map(np.split, arrays.values(), ends.T)
+                for episode in zip(*parts, strict=True):
+                    episode = {k: a.copy() for k, a in zip(arrays, episode, strict=True)}
+                    check_episode({name: episode[name] for name in names}, buffer, str(path))
+                    episodes.append(episode)
+            except (KeyError, TypeError, AttributeError, IndexError) as error:
+                raise ValueError(f"{path} holds no episodes of this run ({error!r})") from None
+        saved = to_arrays(saved)
         for episode in episodes:  # now that all of them could be read
             buffer.append(episode)
         buffer.steps = saved["steps"].copy()

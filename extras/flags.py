@@ -10,12 +10,9 @@ import contextlib
 import math
 import sys
 
-import torch
-
 from extras.files import read_config
 from starcraft.sc2 import GameUnavailable
 
-CORES = torch.get_num_threads()  # asked before train.py sets it to 1
 # Flags that say what to do now, not what the run is: not kept in config.json.
 NOT_KEPT = ("evaluate", "resume", "save_replay", "run_dir", "runs")
 # Flags that may change together with --resume.

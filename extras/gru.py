@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import PackedSequence
 
+from starcraft import compiled  # noqa: F401 before anything is compiled
+
 GROUP = 16  # rows that are worked on together: few enough that they stay in the nearest cache
 # a * b + c may be one instruction, and nothing else be bent: NaN stays NaN. nogil: the learner's
 # threads run side by side.
@@ -146,7 +148,7 @@ def unroll_rows_back(sizes, w_hh, out, gates, d_out):
 
 def call(kernel, *arguments):
     """unroll_rows or unroll_rows_back with tensors. They are compiled, once, with the vectoriser
-    that starcraft/maps.py turns off, because it slows the rules there; these two live on it."""
+    that starcraft/compiled.py turns off, because it slows the rules there; these two live on it."""
     arrays = [x.detach().numpy() if isinstance(x, Tensor) else x for x in arguments]
     if kernel.signatures:
         return kernel(*arrays)

@@ -23,6 +23,7 @@ try:
 except ImportError:  # Windows: there, runs are not locked
     fcntl = None
 
+from extras.check import PROGRESS, check, check_optimiser, check_running, types_of
 from extras.files import (
     BufferFiles,
     describe,
@@ -33,6 +34,7 @@ from extras.files import (
     read_config,
     save_checkpoint,
     to_arrays,
+    to_tensors,
     write_atomic,
     write_config,
     write_metrics,
@@ -41,7 +43,6 @@ from extras.flags import NOT_KEPT
 from starcraft.sc2 import GameUnavailable
 
 AUTO_BUFFER_BYTES = 4e9  # --save-buffer auto: a full buffer may have so many, if the disk has
-PROGRESS = ("t_env", "episodes", "updates", "aborted_episodes", "wall_time", "rows", "sums")
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # as far as the system has them
 
 
@@ -74,6 +75,10 @@ class Run:
         self.folder = args.resume or claim(args, env)
         self.lock = Lock(self.folder)
         try:
+            if args.run_dir and any(self.folder.iterdir()):
+                raise ValueError(
+                    f"{self.folder} is not empty: choose another --run-dir or --resume it"
+                )
             self.files = BufferFiles(self.folder, buffer)
             if args.resume:
                 config = read_config(self.folder) | {"flags": flags}
@@ -270,6 +275,9 @@ class Run:
         if killed_at_once(self.folder):
             return
         state, path, warning = load_checkpoint(self.folder)
+        self.check(state, str(path))
+        now = self.learner.optimiser.state_dict()["param_groups"]  # learning rate and the like
+        state["learner"]["optimiser"]["param_groups"] = now
         load_weights(self.learner, state["learner"])
         for name in PROGRESS:
             setattr(self, name, state["progress"][name])
@@ -277,10 +285,13 @@ class Run:
             steps = self.args.steps
             raise ValueError(f"{self.folder} has all its {steps} steps: prolong it by --steps")
         generator = self.players.generator
-        if state["explore"].shape == generator.get_state().shape:  # else it was another device
-            generator.set_state(state["explore"])
-        self.rng.bit_generator.state = state["sampler"]
-        torch.set_rng_state(state["torch"])
+        try:
+            if state["explore"].shape == generator.get_state().shape:  # else another device
+                generator.set_state(state["explore"])
+            self.rng.bit_generator.state = state["sampler"]
+            torch.set_rng_state(state["torch"])
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+            raise ValueError(f"{path}: a random generator's state is wrong: {error}") from None
         try:
             self.files.load(state["buffer"])
             whole = "env" in state
@@ -302,6 +313,31 @@ class Run:
         if warning:
             say(warning.strip())
 
+    def check(self, state: dict, name: str) -> None:
+        """Raises ValueError, one line, where this is not a checkpoint that this run would write."""
+        games = {"env": self.env, "test_env": self.test_env}
+        games = {
+            k: to_tensors(g.state_dict()) for k, g in games.items() if hasattr(g, "state_dict")
+        }
+        parts = self.learner.state_dict()
+        like = {
+            "format": int,
+            "progress": PROGRESS,
+            "learner": parts | {"optimiser": dict},
+            "players": carried(self.players),
+            "explore": lambda x: isinstance(x, torch.Tensor) and x.dtype == torch.uint8,
+            "sampler": types_of(self.rng.bit_generator.state),
+            "torch": torch.get_rng_state(),
+            "buffer": lambda x: x is None or isinstance(x, dict),
+        }
+        check(state, like | games, name)
+        check_optimiser(state["learner"]["optimiser"], self.learner.optimiser, f"{name}, optimiser")
+        actions = state["players"]["last_actions"]
+        if actions.min() < -1 or actions.max() >= self.env.n_actions:
+            raise ValueError(f"{name}, players, last_actions are wrong")
+        if state["buffer"] is not None:
+            check_running(state["buffer"], self.buffer, f"{name}, buffer")
+
 
 def carried(players) -> dict:
     """All arrays and tensors of the players, whatever their names."""
@@ -312,8 +348,7 @@ def carried(players) -> dict:
 
 
 def claim(args, env) -> Path:
-    """A new run directory, made here so that no other run can have it. Raises ValueError where
-    --run-dir is taken."""
+    """A new run directory: --run-dir, or one under a telling name that no other run can have."""
     if args.run_dir:
         args.run_dir.mkdir(parents=True, exist_ok=True)
         if any(args.run_dir.iterdir()):

@@ -13,20 +13,25 @@ import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import torch
 
 from buffer import DONE, Batch
 
 
+def set_threads(threads: int) -> None:
+    """At most so many for the simulator; torch divides nothing any more (see share_out)."""
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(1)  # after numba's, which sets it for all of OpenMP
+
+
 def share_out(learner, threads: int) -> None:
-    """From now on learner.loss(batch) is worked on by so many threads, each with one core. Torch
-    itself divides nothing any more.
+    """From now on learner.loss(batch) is worked on by so many threads, each with one core.
 
     Right for every loss that is a mean over steps. One that is not gives another value on the first
     batch: then this says so on stderr, and all goes on in one thread.
     """
-    torch.set_num_threads(1)  # after numba has been imported, which sets it for all of OpenMP
     if threads == 1:
         return
     whole, checked = learner.loss, False

@@ -6,25 +6,13 @@ positions. SMAC: https://arxiv.org/abs/1902.04043
 """
 
 import copy
-import hashlib
 import json
-import os
 from pathlib import Path
 
-import numba
 import numpy as np
 from numba import njit
 
-# numba looks only at a function's own file to see whether its compiled code is still good: a rule
-# changed in one of these files would not reach its callers in another. Hence a cache per version.
-NAMES = ("maps.py", "battle.py", "interface.py", "simulator.py")
-sources = [Path(__file__).with_name(name) for name in NAMES]
-version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
-cache = Path(__file__).parent / "__pycache__" / f"numba_{version}"
-os.environ.setdefault("NUMBA_CACHE_DIR", str(cache))
-os.environ.setdefault("NUMBA_OPT", "1")  # compiles sooner than 3, and runs no slower
-os.environ.setdefault("NUMBA_LOOP_VECTORIZE", "0")  # gathering records is slower than one by one
-numba.core.config.reload_config()
+from . import compiled  # noqa: F401 before anything is compiled
 
 DATA = json.loads(Path(__file__).with_name("smac_maps.json").read_text())
 MAPS = DATA["maps"]

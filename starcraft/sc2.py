@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from . import Step
+from .machine import available_memory, cores
 
 # --- is it there? ------------------------------------------------------------------
 
@@ -76,12 +77,7 @@ def sc2_problem(map_name):
 
 def default_n_games():
     """One game per core, if there is 1 GB of free memory for each, and 2 GB for all the rest."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9  # macOS: all there is
-    if Path("/proc/meminfo").exists():
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        memory = next(int(row.split()[1]) / 1e6 for row in lines if row.startswith("MemAvailable"))
-    return max(1, min(cores, int(memory - 2)))
+    return max(1, int(min(cores(), available_memory() / 1e9 - 2)))
 
 
 # --- the trainer's side ------------------------------------------------------------

@@ -51,7 +51,6 @@ from .maps import (
 gc.freeze()  # what is imported stays: numba compiles a tenth sooner if none of it is walked over
 
 SEED_STRIDE = 0x632BE59BD9B4E019  # odd, so that different seeds start different streams
-THREADS = get_num_threads()
 WORTH_THREADS = 512  # from so many units in all battles on, they are shared out among threads
 SKIP, BEGIN, PLAY, SHOW = range(4)  # what is to be done in a battle, see run_battle
 
@@ -190,7 +189,7 @@ class BattleSim:
         self.avail_actions = np.zeros((E, N, A), np.bool_)
         self._all_play = np.full(E, PLAY)
         self._kernel = run_in_turn
-        if THREADS > 1 and self.units.size >= WORTH_THREADS:
+        if get_num_threads() > 1 and self.units.size >= WORTH_THREADS:
             self._kernel = run_at_once
         # Write into these arrays, never put others in their places: the kernel is given these.
         shown = [getattr(self, name) for name in self._SHOWN]
@@ -387,15 +386,44 @@ class BattleSim:
     def state_dict(self):
         """Copies of every array the battles depend on, as plain numbers, for a bit-exact resume."""
         saved = {"units": self.units.view(np.uint8), "book": self.book.view(np.uint8)}
-        saved |= {name: getattr(self, name) for name in self._SHOWN}
+        saved |= {"last_actions": self.last_actions}
         return {name: array.copy() for name, array in saved.items()}
 
     def load_state_dict(self, saved):
-        """Go on from a state_dict() of the same map, options and number of battles."""
-        self.units[...] = np.ascontiguousarray(saved["units"]).view(UNIT)
-        self.book[...] = np.ascontiguousarray(saved["book"]).view(BOOK)
-        for name in self._SHOWN:
-            getattr(self, name)[...] = saved[name]
+        """Go on from a state_dict() of the same map, options and number of battles.
+
+        Raises ValueError, one line, for any other: the compiled rules use many of these numbers as
+        indices, and must not be given wrong ones.
+        """
+        for name, mine in self.state_dict().items():
+            if saved[name].shape != mine.shape or saved[name].dtype != mine.dtype:
+                raise ValueError(f"saved {name} are not those of {len(self.units)} such battles")
+        units = np.ascontiguousarray(saved["units"]).view(UNIT)  # (E, N + M)
+        book = np.ascontiguousarray(saved["book"]).view(BOOK)  # (E,)
+        X, Y = self.world["walkable"].shape
+        last, side = units.shape[1] - 1, self._template["side"]
+        limits = {
+            "x": (0, np.nextafter(X, 0)),
+            "y": (0, np.nextafter(Y, 0)),
+            "kind": (0, len(self._kind_names) - 1),
+            "order": (HOLD, AUTO),
+            "target": (-1, last),
+            "flight_target": (-1, last),
+            "side": (side, side),
+            "detour": (-1, 1),
+        }
+        sane = all(np.isfinite(units[name]).all() for name in UNIT.names)
+        for name, (low, high) in limits.items():
+            sane = sane and ((units[name] >= low) & (units[name] <= high)).all()
+        for name, high in (("steps", self.episode_limit), ("clock", 2**62)):
+            sane = sane and ((book[name] >= 0) & (book[name] <= high)).all()
+        for name in ("terminated", "truncated", "battle_won"):
+            sane = sane and (book[name] <= 1).all()
+        actions = saved["last_actions"]
+        if not sane or actions.min() < -1 or actions.max() >= self.n_actions:
+            raise ValueError("the saved battles have numbers that no battle can have")
+        self.units[...], self.book[...], self.last_actions[...] = units, book, actions
+        self._run(np.full(self.n_envs, SHOW), self.last_actions)
 
     def close(self):
         """Nothing to close."""
@@ -542,7 +570,7 @@ def main():
         parser.error("--n-envs must be from 1 to 10000 and --seconds between 0 and 3600")
     sim, rng = BattleSim(args.map, args.n_envs), np.random.default_rng(0)
     sim.step(random_actions(sim.avail_actions, rng))  # compiles
-    threads = THREADS if sim._kernel is run_at_once else 1
+    threads = get_num_threads() if sim._kernel is run_at_once else 1
     steps, stepping, wins, episodes = 0, 0.0, 0, 0
     began = time.perf_counter()
     while time.perf_counter() - began < args.seconds:

@@ -11,6 +11,7 @@ states: place the units, compare what the simulator shows. E battles, N agents, 
 import json
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -147,7 +148,7 @@ def play(name, n_envs, steps, seed=0, check=None, first=0):
 def test_same_seed_same_bytes_whatever_the_threads(monkeypatch):
     one = play("2s3z", 26, 150)
     monkeypatch.setattr(simulator, "WORTH_THREADS", 0)
-    monkeypatch.setattr(simulator, "THREADS", 2)
+    monkeypatch.setattr(simulator, "get_num_threads", lambda: 2)
     for a, b in zip(one, play("2s3z", 26, 150), strict=True):
         assert a.tobytes() == b.tobytes()
     assert any(
@@ -155,8 +156,11 @@ def test_same_seed_same_bytes_whatever_the_threads(monkeypatch):
     )
 
 
-@pytest.mark.skipif(simulator.THREADS == 1, reason="one core")
-def test_many_battles_share_the_threads():
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS == 1, reason="one core")
+def test_many_battles_share_the_threads_that_numba_may_use():
+    numba.set_num_threads(1)
+    assert BattleSim("2s3z", 64)._kernel is simulator.run_in_turn
+    numba.set_num_threads(2)
     assert BattleSim("2s3z", 64)._kernel is simulator.run_at_once
     assert BattleSim("2s3z", 26)._kernel is simulator.run_in_turn
 
