@@ -18,6 +18,7 @@ import numpy as np
 
 from extras.files import load_checkpoint, load_weights, read_config
 from extras.flags import NOT_KEPT, Parser
+from extras.run import say
 
 # Okabe and Ito's colours, told apart by everyone; always the same one for the same method.
 COLOURS = {
@@ -50,6 +51,22 @@ def read_run(folder):
     if not finite or (np.diff(columns["t_env"]) <= 0).any():
         raise ValueError(f"{path} is damaged: numbers must be finite, and t_env must grow")
     return (config["env"]["name"], config["env"]["map"]), config["flags"], columns
+
+
+def readable(folders):
+    """What read_run returns for each folder; those that cannot be read are left out with a warning.
+    Raises ValueError, one line, if none is left."""
+    runs, problems = [], []
+    for folder in dict.fromkeys(folders):
+        try:
+            runs.append(read_run(folder))
+        except ValueError as error:
+            problems.append(str(error))
+    if not runs:
+        raise ValueError("; ".join(problems))
+    for problem in problems:
+        print(f"plot.py: warning: left out: {problem}", file=sys.stderr)
+    return runs
 
 
 def rank(label):
@@ -103,7 +120,7 @@ def reached(members, axis, level):
 
 def print_table(grouped):
     head = f"{'environment':12}{'map':14}{'method':26}{'runs':>5}{'steps':>10}{'final':>7}"
-    print(f"{head}{'quartiles':>15}{'50 % at':>18}{'90 % at':>18}")
+    say(f"{head}{'quartiles':>15}{'50 % at':>18}{'90 % at':>18}")
     for (env, map_name), methods in grouped.items():
         for label, members in sorted(methods.items(), key=lambda item: rank(item[0])):
             low, middle, high = np.percentile(
@@ -114,7 +131,7 @@ def print_table(grouped):
             for level in (0.5, 0.9):
                 t_env, seconds = (reached(members, axis, level) for axis in ("t_env", "wall_time"))
                 when.append("never" if t_env == np.inf else f"{t_env / 1e3:.0f}k, {seconds:.0f} s")
-            print(
+            say(
                 f"{env:12}{map_name:14}{label:26}{len(members):>5}{steps:>10.0f}{middle:>7.3f}"
                 f"{f'{low:.3f} - {high:.3f}':>15}{when[0]:>18}{when[1]:>18}"
             )
@@ -232,14 +249,14 @@ def main(argv=None):
     try:
         if args.battle:
             draw_battle(args.runs[0], args.out)
-            print(f"wrote {args.out}.png")
+            say(f"wrote {args.out}.png")
             return
-        grouped = group_runs([read_run(folder) for folder in dict.fromkeys(args.runs)])
+        grouped = group_runs(readable(args.runs))
         draw(grouped, args.out)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     print_table(grouped)
-    print(f"wrote {args.out}.png and {args.out}.svg")
+    say(f"wrote {args.out}.png and {args.out}.svg")
 
 
 if __name__ == "__main__":
