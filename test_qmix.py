@@ -28,7 +28,7 @@ import train
 import two_step_game
 from agent import Players, RNNAgent, build_inputs, epsilon_greedy
 from buffer import Batch, ReplayBuffer
-from extras import files
+from extras import evaluate, files
 from learner import QLearner
 from mixer import MIXERS, Mixer
 
@@ -786,7 +786,9 @@ class Corridor:
 def test_short_episodes_count_no_more_than_long_ones(aborts):
     env = Corridor([1, 8], aborts)
     agent = RNNAgent(5, 2, 4)
-    result = train.play_episodes(agent, env, 5)  # three of the first, two of the second
+    result = train.averages(
+        *train.play_episodes(agent, env, 5)
+    )  # three of the first, two of the second
     assert result["test_win_rate"] == pytest.approx(3 / 5)
     assert result["test_return"] == result["test_episode_length"] == pytest.approx(19 / 5)
     assert result["aborted_episodes"] > 0 if aborts else result["aborted_episodes"] == 0
@@ -811,6 +813,8 @@ def test_aborted_episodes_are_counted_and_never_learned_from(tmp_path, monkeypat
     for batch in sampled:
         assert all(torch.isfinite(x).all() for x in (batch.obs, batch.state, batch.reward))
         assert batch.sizes[3] == batch.sizes[0] and len(batch.sizes) in (4, 5)  # 3 or 4 steps
+        t = torch.repeat_interleave(torch.arange(len(batch.sizes)), torch.tensor(batch.sizes))
+        assert torch.equal(batch.state[:, 0], t.float()), "what was seen before the step"
 
 
 def test_every_episode_begins_without_a_memory():
@@ -831,6 +835,37 @@ def test_every_episode_begins_without_a_memory():
         env.reset(over)
         players.forget(over)
         hidden[over], last_actions[over] = 0, -1
+
+
+def test_schedules_of_the_learning_rate_and_of_the_target_network(tmp_path, monkeypatch):
+    rates, syncs, update = [], [], QLearner.update
+    monkeypatch.setattr(
+        QLearner, "update", lambda self, batch: (rates.append(self.lr), update(self, batch))[1]
+    )
+    monkeypatch.setattr(QLearner, "sync_target", lambda self: syncs.append(1))
+    start(tmp_path / "run", "--lr", "0.01", "--lr-finish", "0.004", "--train-interval", "1")
+    assert len(syncs) == 300 // 20  # of 300 episodes, every 20
+    # Four games end at once, every 8 steps; from the second time on there are 8 to learn from.
+    wanted = [train.linear(8 * k, 0.01, 0.004, 600) for k in range(2, 76) for _ in range(4)]
+    assert rates == pytest.approx(wanted)
+    assert rates[-1] == pytest.approx(0.004)
+
+
+def test_no_two_battles_share_a_seed(tmp_path, monkeypatch):
+    seeds, make = [], envs.make_env
+
+    def spying(env, map_name, n_envs, seed, **options):
+        made = make(env, map_name, n_envs, seed, **options)
+        seeds.extend(range(seed, seed + made.n_envs))
+        return made
+
+    monkeypatch.setattr(train, "make_env", spying)
+    monkeypatch.setattr(evaluate, "make_env", spying)
+    for seed in ("3", "4"):
+        folder = tmp_path / seed
+        start(folder, "--seed", seed, "--steps", "4", "--n-envs", "1000", "--test-episodes", "99")
+        train.main(["--evaluate", str(folder), "--test-episodes", "2000"])
+    assert len(seeds) == len(set(seeds)) > 4000
 
 
 def test_paper_values_give_way_to_explicit_flags():

@@ -22,7 +22,7 @@ from agent import Players, RNNAgent
 from buffer import ReplayBuffer
 from envs import ENVS, make_env
 from extras.device import choose_device
-from extras.evaluate import evaluate
+from extras.evaluate import evaluate, init_from
 from extras.flags import Parser, flags_of_the_run, named_value, number
 from extras.gru import GRU
 from extras.run import Run
@@ -92,7 +92,10 @@ def parse_args(argv=None):
          " run lasts, up to 4 GB", choices=("auto", "yes", "no"))
     flag("--resume", Path, None, "go on with this run; more --steps prolong it", metavar="DIR")
     flag("--evaluate", Path, None, "play --test-episodes with this run's network", metavar="DIR")
+    p.add_argument("--best", action="store_true", help="with --evaluate: that of the best test")
+    p.add_argument("--json", action="store_true", help="with --evaluate: every episode, as JSON")
     p.add_argument("--save-replay", action="store_true", help="with --evaluate on sc2: .SC2Replay")
+    flag("--init-from", str, None, "begin with the weights of this run", metavar="DIR")
     # fmt: on
     args = p.parse_args(argv)
     if args.paper:
@@ -100,8 +103,8 @@ def parse_args(argv=None):
         args = p.parse_args(argv)
     if args.resume or args.evaluate:
         args = flags_of_the_run(p, args, argv)
-    if args.save_replay and not args.evaluate:
-        p.error("--save-replay needs --evaluate RUN_DIR")
+    if (args.save_replay or args.best or args.json) and not args.evaluate:
+        p.error("--save-replay, --best and --json need --evaluate RUN_DIR")
     if args.batch_size > args.buffer_size:
         p.error(f"--batch-size {args.batch_size} is more than --buffer-size {args.buffer_size}")
     return args, p
@@ -144,7 +147,8 @@ def make_learner(args, env, device):
 
 
 def play_episodes(agent, env, episodes):
-    """Greedy test episodes: their mean return, win rate and length, and how many were aborted.
+    """Greedy test episodes. Returns (environment, return, won, length) of each, and how many others
+    were aborted.
 
     Every environment plays a share of them that is fixed beforehand: the first ones to finish, of
     many more, would be the short ones.
@@ -159,14 +163,19 @@ def play_episodes(agent, env, episodes):
         players.count(step.reward)
         over = step.terminated | step.truncated | step.aborted
         counted = over & ~step.aborted & (share > 0)
-        results = players.returns, step.battle_won, players.lengths  # (E,) each
+        results = np.arange(E), players.returns, step.battle_won, players.lengths  # (E,) each
         played += np.stack(results, axis=1)[counted].tolist()
         aborted += int(step.aborted.sum())
         share = share - counted
         env.reset(over)
         players.forget(over)
+    return played, aborted
+
+
+def averages(played, aborted):
+    """What a test adds to metrics.csv, from what play_episodes returns."""
     names = ("test_return", "test_win_rate", "test_episode_length")
-    means = np.mean(played, axis=0).tolist()
+    means = np.mean(played, axis=0)[1:].tolist()
     return dict(zip(names, means, strict=True)) | {"aborted_episodes": aborted}
 
 
@@ -177,9 +186,7 @@ def main(argv=None):
     seed, options = SEEDS_PER_RUN * args.seed, dict(args.env_args)
     with parser.refuses():
         if args.evaluate:
-            n_envs = args.n_envs and min(args.n_envs, args.test_episodes)
-            env = make_env(args.env, args.map, n_envs, seed + EVALUATION_SEEDS, **options)
-            return evaluate(args, env, make_agent(args, env), play_episodes)
+            return evaluate(args, seed + EVALUATION_SEEDS, make_agent, play_episodes)
 
         env = test_env = make_env(args.env, args.map, args.n_envs, seed, **options)
         if not hasattr(env, "tests_play_here"):
@@ -187,6 +194,8 @@ def main(argv=None):
             test_env = make_env(env.name, args.map, n_envs, seed + TEST_SEEDS, **options)
         args.device = choose_device(args, env, make_learner)
         learner = make_learner(args, env, args.device)
+        if args.init_from and not args.resume:
+            init_from(args, learner)
         E, N, A = env.n_envs, env.n_agents, env.n_actions
         players = Players(learner.agent, E, N, A, args.seed)
         sizes = E, env.episode_limit, N, A, env.obs_dim, env.state_dim
@@ -198,7 +207,7 @@ def main(argv=None):
         return linear(run.t_env, args.epsilon_start, args.epsilon_finish, args.epsilon_anneal_steps)
 
     def test():
-        result = play_episodes(learner.agent, test_env, args.test_episodes)
+        result = averages(*play_episodes(learner.agent, test_env, args.test_episodes))
         if test_env is env:  # all running episodes had to make way: new ones begin
             buffer.drop(np.ones(E, bool))
             players.forget(np.ones(E, bool))

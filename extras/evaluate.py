@@ -1,35 +1,79 @@
-"""What a trained network of QMIX (https://arxiv.org/abs/1803.11485) is worth: greedy episodes.
+"""Trained networks of QMIX (https://arxiv.org/abs/1803.11485): what they are worth, and as a
+beginning for other runs.
 
 Not a script: python train.py --evaluate RUN_DIR --test-episodes 256
+              python train.py --init-from RUN_DIR --map 3s5z
 """
 
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from envs import make_env
 from extras.device import choose_device
-from extras.files import load_checkpoint, load_weights, read_config
+from extras.files import load, load_checkpoint, load_weights, network, read_config
 
 
-def evaluate(args, env, agent, play_episodes) -> int:
-    """Print the win rate of the network of args.evaluate in `env`, its own or another one.
+def evaluate(args, seed, make_agent, play_episodes) -> int:
+    """Greedy episodes with the network of args.evaluate, in its environment or another one, and
+    what came of them on stdout. Returns the exit status.
 
-    agent: one of the run's sizes. play_episodes: train.py's. Returns the exit status. Raises
-    ValueError, one line, where the network does not fit.
+    seed: of the first environment. make_agent(args, env), play_episodes: train.py's. Raises
+    ValueError, one line, where something does not fit.
     """
+    n_envs = args.n_envs and min(args.n_envs, args.test_episodes)
+    env = make_env(args.env, args.map, n_envs, seed, **dict(args.env_args))
     if args.save_replay and not hasattr(env, "save_replay"):
         raise ValueError(f"--save-replay: {env.name} has no replay files, only --env sc2 has")
-    agent = agent.to("cpu" if args.device == "auto" else choose_device(args, env))
-    state, _, warning = load_checkpoint(args.evaluate)
-    load_weights(agent, state["learner"]["agent"])
-    result = play_episodes(agent, env, args.test_episodes)
-    if args.save_replay:
-        for path in env.save_replay(args.evaluate / "replays"):
-            print(f"replay: {path}")
+    agent = make_agent(args, env).to("cpu" if args.device == "auto" else choose_device(args, env))
+    load_weights(agent, weights_of(args))
+    played, aborted = play_episodes(agent, env, args.test_episodes)
+    replays = env.save_replay(args.evaluate / "replays") if args.save_replay else []
     env.close()
-    if warning:
-        print(warning)
+    _, returns, won, _ = np.mean(played, axis=0)
     trained_on = read_config(args.evaluate)["env"]["name"]
+    if args.json:
+        episodes = [  # of one environment they come in order, all from its one seed
+            {"seed": seed + int(e), "return": total, "won": bool(win), "length": int(length)}
+            for e, total, win, length in played
+        ]
+        means = {"test_win_rate": won, "test_return": returns, "aborted_episodes": aborted}
+        where = {"env": env.name, "trained_on": trained_on}
+        print(json.dumps(where | means | {"replays": replays, "episodes": episodes}))
+        return 0
+    for path in replays:
+        print(f"replay: {path}")
     if trained_on != env.name:
         print(f"Trained on {trained_on}, played on {env.name} ({getattr(env, 'version', '')}).")
-    print(
-        f"test_win_rate={result['test_win_rate']:.3f} test_return={result['test_return']:.1f}"
-        f" episodes={args.test_episodes}"
-    )
+    print(f"test_win_rate={won:.3f} test_return={returns:.1f} episodes={len(played)}")
     return 0
+
+
+def weights_of(args) -> dict:
+    """The agent's weights in the last checkpoint of args.evaluate, or those of its best test."""
+    best = args.evaluate / "best.pt"
+    if args.best and not best.is_file():
+        raise ValueError(f"{args.evaluate} has no best.pt: leave out --best")
+    if args.best:
+        return load(best)
+    state, _, warning = load_checkpoint(args.evaluate)
+    if warning:
+        print(warning, file=sys.stderr)
+    return network(state, "agent")
+
+
+def init_from(args, learner) -> None:
+    """Put the weights of the run args.init_from into the networks of a new one, and into its target
+    networks. Where that run had another mixer, the mixer begins anew. Raises ValueError, one line,
+    where the weights do not fit."""
+    folder = Path(args.init_from)
+    before = read_config(folder)["flags"]["mixer"]
+    state, *_ = load_checkpoint(folder)
+    load_weights(learner.agent, network(state, "agent"))
+    if learner.mixer and before == args.mixer:
+        load_weights(learner.mixer, network(state, "mixer"))
+    elif learner.mixer:
+        print(f"The mixer of {folder} is {before}: {args.mixer} begins anew.")
+    learner.sync_target()

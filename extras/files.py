@@ -168,6 +168,14 @@ def load_checkpoint(folder: Path) -> tuple[dict, Path, str]:
     raise ValueError(f"{folder} holds no checkpoint yet: start the run again")
 
 
+def network(state: dict, name: str) -> dict:
+    """The weights of a network in a checkpoint. Raises ValueError, one line, if there are none."""
+    learner = state.get("learner")
+    if not isinstance(learner, dict) or not isinstance(learner.get(name), dict):
+        raise ValueError(f"the checkpoint holds no network {name}")
+    return learner[name]
+
+
 def load_weights(part, weights: dict) -> None:
     """part.load_state_dict(weights). Raises ValueError, one line, if they do not fit."""
     try:

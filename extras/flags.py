@@ -14,7 +14,7 @@ from extras.files import read_config
 from starcraft.sc2 import GameUnavailable
 
 # Flags that say what to do now, not what the run is: not kept in config.json.
-NOT_KEPT = ("evaluate", "resume", "save_replay", "run_dir", "runs")
+NOT_KEPT = ("evaluate", "resume", "save_replay", "best", "json", "run_dir", "runs")
 # Flags that may change together with --resume.
 MAY_CHANGE = ("steps", "lr", "lr_finish", "device", "threads", "env_args", "save_buffer")
 

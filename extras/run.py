@@ -351,10 +351,6 @@ def claim(args, env) -> Path:
     """A new run directory: --run-dir, or one under a telling name that no other run can have."""
     if args.run_dir:
         args.run_dir.mkdir(parents=True, exist_ok=True)
-        if any(args.run_dir.iterdir()):
-            raise ValueError(
-                f"{args.run_dir} is not empty: choose another --run-dir or --resume it"
-            )
         return args.run_dir
     what = [env.name, game_of(env), args.mixer, f"s{args.seed}", time.strftime("%Y%m%d-%H%M%S")]
     name = "_".join(dict.fromkeys(what)).replace("/", "-")

@@ -18,12 +18,17 @@ import torch
 
 import envs
 import train
+from buffer import ReplayBuffer
 from extras import files, run
+from extras.check import check_running
+from extras.files import BufferFiles
 from extras.test_run import resume, same_run, truncate
 from starcraft.sc2 import GameUnavailable
 from test_qmix import (
+    SIZES,
     metrics,
     no_waiting_for_the_disk,  # noqa: F401 a fixture that all tests here use
+    play,
     start,
 )
 
@@ -343,3 +348,58 @@ def test_game_that_is_gone_saves_the_run(tmp_path, monkeypatch, capsys):
     assert start(tmp_path / "run") == 1
     assert "failed 5 times in a row" in capsys.readouterr().err
     assert resume(tmp_path / "run") == 128 + 15
+
+
+def test_a_restored_buffer_goes_on_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_PIECES", 3)
+    first, closed, pieces = ReplayBuffer(20, 2, 7, **SIZES), 0, []
+    on_disk = BufferFiles(tmp_path, first)
+    for steps in (3, 40, 9, 9, 9, 9, 9, 9, 14):
+        first.drop(np.array([True, True]))
+        closed += len(play(first, steps))
+        saved = on_disk.save(closed)
+        on_disk.clean()
+        pieces.append(len(saved["pieces"]))
+        second = ReplayBuffer(20, 2, 7, **SIZES)
+        restored = BufferFiles(tmp_path, second)
+        restored.load(saved)
+        assert len(first) == len(second) and first.held == second.held
+        for one, other in zip(first.episodes, second.episodes, strict=True):
+            np.testing.assert_equal(one, other)
+        assert restored.save(closed)["pieces"] == saved["pieces"], "nothing new, nothing written"
+    assert len(first) == 20 < closed and pieces[:6] == [0, 1, 2, 3, 1, 2]  # more than 3 are merged
+    assert first.steps.all(), "both environments should be in the middle of a game"
+    ended = np.ones((1, 2), bool)
+    for buffer in (first, second):
+        last = np.arange(7) == buffer.steps[:, None] - 1  # (E, L) not the end that play meant
+        buffer.running["terminated"][:, :7] |= last & ended.T
+        buffer.close(ended[0], np.ones((2, 2, 3)), np.ones((2, 2)), np.ones((2, 2, 3)))
+    one, other = (buffer.sample(20, np.random.default_rng(0)) for buffer in (first, second))
+    assert one.sizes == other.sizes and all(map(torch.equal, one[:-1], other[:-1]))
+    saved = files.to_tensors(saved)
+    check_running(saved, second, "it")
+    with pytest.raises(ValueError, match=r"it, steps must be .* of shape \(3,\)"):
+        check_running(saved, ReplayBuffer(20, 3, 7, **SIZES), "it")
+
+
+@pytest.mark.parametrize("write", ["whole", "fails"])
+def test_a_file_is_flushed_to_the_disk_before_it_gets_its_name(tmp_path, monkeypatch, write):
+    path, done = tmp_path / "file", []
+    path.write_bytes(b"old")
+    replace = os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda number: done.append(os.fstat(number).st_size))
+    monkeypatch.setattr(files.os, "replace", lambda *names: (done.append("name"), replace(*names)))
+
+    def new(file):
+        file.write(b"new and longer")
+        if write == "fails":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    if write == "fails":
+        with pytest.raises(OSError, match="No space"):
+            files.write_atomic(path, new)
+        assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path] and not done
+        return
+    files.write_atomic(path, new)
+    assert done[:2] == [len(b"new and longer"), "name"] and len(done) == 3  # then the folder
+    assert path.read_bytes() == b"new and longer"

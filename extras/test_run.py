@@ -232,6 +232,10 @@ TRAIN = [
     "--evaluate run --test-episodes 0",
     "--evaluate run --env sim --map 3m",
     "--evaluate run --save-replay",
+    "--best",
+    "--json",
+    "--init-from nowhere",
+    "--init-from run --hidden-dim 16",
     *([] if torch.cuda.is_available() else ["--device cuda", "--evaluate run --device cuda"]),
 ]
 SPOILED = [
@@ -339,6 +343,49 @@ def test_evaluation_repeats_itself_and_says_where_it_played(workplace, capsys, m
     monkeypatch.setitem(envs.ENVS, "elsewhere", envs.TwoStepGame)
     train.main(["--evaluate", "run", "--test-episodes", "40", "--env", "elsewhere"])
     assert "Trained on two_step, played on elsewhere" in capsys.readouterr().out
+
+
+def test_evaluation_as_json_tells_every_episode(workplace, capsys):
+    assert train.main(["--evaluate", "run", "--test-episodes", "10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    seed = 10_000 * 1 + train.EVALUATION_SEEDS
+    assert [episode["seed"] for episode in found["episodes"]] == [seed + e % 4 for e in range(10)]
+    for episode in found["episodes"]:
+        assert episode["length"] == 2 and episode["won"] == (episode["return"] == 8)
+    returns = [episode["return"] for episode in found["episodes"]]
+    assert found["test_return"] == np.mean(returns) and found["env"] == "two_step"
+
+
+def test_the_best_network_is_that_of_the_best_test(tmp_path, capsys, monkeypatch):
+    """Of all tests the third is won; the network of then is kept, and not that of the end."""
+    weights, test = [], train.averages
+
+    def spying(*results):
+        agent = run_now[0].learner.agent.state_dict()
+        weights.append({name: x.clone() for name, x in agent.items()})
+        return test(*results) | {"test_win_rate": float(len(weights) == 3)}
+
+    run_now, enter = [], run.Run.__enter__
+    monkeypatch.setattr(run.Run, "__enter__", lambda self: (run_now.append(self), enter(self))[1])
+    monkeypatch.setattr(train, "averages", spying)
+    assert start(tmp_path / "run") == 0
+    best = files.load(tmp_path / "run" / "best.pt")
+    assert equal(best, weights[2]) and not equal(best, weights[-1])
+    monkeypatch.undo()
+    assert train.main(["--evaluate", str(tmp_path / "run"), "--best"]) == 0
+    assert "test_win_rate=" in capsys.readouterr().out
+
+
+def test_a_run_from_another_runs_weights(whole, tmp_path, capsys):
+    argv = ("--init-from", str(whole), "--steps", "4", "--test-interval", "1000")
+    start(tmp_path / "same", *argv)
+    trained, begun = learner_state(whole), learner_state(tmp_path / "same")
+    for name in ("agent", "mixer"):
+        assert equal(begun[name], trained[name]) and equal(begun[f"target_{name}"], trained[name])
+    start(tmp_path / "vdn", *argv, "--mixer", "qmix-lin")
+    assert equal(learner_state(tmp_path / "vdn")["agent"], trained["agent"])
+    assert "begins anew" in capsys.readouterr().out
+    assert resume(tmp_path / "same", "--steps", "100") == 0
 
 
 def write_run(folder, wins, seconds, mixer="qmix", **changed):
