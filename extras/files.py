@@ -257,7 +257,7 @@ class BufferFiles:
         self.needed_before, self.needed = self.needed, kept
         longest = buffer.steps.max()
         running = {name: array[:, :longest].copy() for name, array in buffer.running.items()}
-        return {"pieces": kept, "steps": buffer.steps, "running": running}
+        return {"pieces": kept, "steps": buffer.steps.copy(), "running": running}
 
     def clean(self) -> None:
         needed = {f"{number}.pt" for number in self.needed + self.needed_before}
