@@ -48,7 +48,7 @@ class FaultyGame(StarCraft2Env):
         self.note("pid", subprocess.Popen(["sleep", "600"]).pid)
         self.stale = False
         self.maybe_break("start")
-        super().__init__(map_name, seed, continuing_episode=True)
+        super().__init__(map_name, seed=seed, continuing_episode=True)
 
     def note(self, name, value):
         with open(Path(self.folder) / name, "a") as file:
