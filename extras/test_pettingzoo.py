@@ -132,12 +132,9 @@ class Relay(ParallelEnv):
         ]
 
     def look(self, agents):
-        b = {
-            "observation": np.full(3, 7.0, np.float32),
-            "action_mask": np.array([0, 1, 1], np.int8),
-        }
         a, c = np.array([[self.t], [self.t / 2]], np.float32), int(self.rng.integers(4))
-        views = {"a": a, "b": {"observation": sevens, "action_mask": mask}, "c": c}
+        b = {"observation": np.full(3, 7.0, np.float32), "action_mask": np.array([0, 1, 1])}
+        views = {"a": a, "b": b, "c": c}
         infos = {"c": {"action_mask": [1, 0, 0, self.t % 2]}}
         return {k: views[k] for k in agents}, {k: infos.get(k, {}) for k in agents}
 
