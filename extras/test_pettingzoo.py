@@ -92,6 +92,21 @@ def test_the_dead_leave_and_the_others_fight_on():
         env.step({"marine_1": 1, "marine_2": 0})
 
 
+def test_the_end_of_the_battle_terminates():
+    env = SMACParallelEnv("3m")
+    env.reset(seed=1)
+    rows = np.array([[10, y, 45, 0, 0, 0] for y in (14, 16, 18)])
+    enemy = rows + np.eye(6, dtype=int)[0] * 4
+    enemy[:, 2] = [1, 0, 0]  # one hit and the battle is won
+    env._sim.place_units(0, rows, enemy)
+    while env.agents:
+        _, rewards, terminations, truncations, infos = env.step(dict.fromkeys(env.agents, 6))
+    assert all(terminations.values()) and not any(truncations.values())
+    assert infos == {agent: {"battle_won": True} for agent in env.possible_agents}
+    # 1 point of health, a death and the victory, of at most 3 x 55 + 200, scaled to 20
+    assert list(rewards.values()) == pytest.approx([(1 + 10 + 200) / (365 / 20)] * 3)
+
+
 def test_the_time_limit_truncates():
     env = SMACParallelEnv("2s_vs_1sc")
     env.reset(seed=1)
@@ -157,7 +172,7 @@ class Relay(ParallelEnv):
         if over and self.end == "mixed":
             ended["c"] = True
         stopped = {k: over and not ended[k] for k in agents}
-        if over and self.won:
+        if self.won and self.t >= 3:  # a step too early: it counts at the end
             infos["a"]["battle_won"] = True
         self.agents = [k for k in agents if not (ended[k] or stopped[k])]
         return seen, rewards, ended, stopped, infos
