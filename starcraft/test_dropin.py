@@ -261,7 +261,8 @@ def test_units_by_hand():
     ally = [[10, 10 + i, 45, 0, 0, 0] for i in range(10)]
     enemy = [[18.5, 10 + j, 45, 0, 0, 0] for j in range(10)]
     ally[0] = [12, 10, 100, 0, 0, 7]  # a Marauder
-    ally[1] = [0, 0, 0, 0, 0, 0]
+    ally[1] = [0, 0, 0, 0, 0, 0]  # dead
+    ally[2] = [5, 5, 45, 0, 0, 0]  # would be seen from (0, 0)
     ally[9] = [10, 19, 150, 0, 120, 0]  # the Medivac
     env._sim.place_units(0, ally, enemy, last_actions=[6, 0] + [STOP] * 8, steps=3)
     unit, medivac = env.agents[0], env.get_unit_by_id(9)
@@ -287,7 +288,7 @@ def test_units_by_hand():
     assert sees[0, 10:].tolist() == [True] * 7 + [False] * 3
     assert sees[5, 10:].tolist() == [j in (3, 4, 5, 6, 7) for j in range(10)]
     assert not sees[1].any() and not sees[:, 1].any() and not sees.diagonal().any()
-    assert (sees[:, :10] == sees[:, :10].T).all() and sees[2, 3]
+    assert (sees[:, :10] == sees[:, :10].T).all() and sees[3, 4]
     assert env.unit_shoot_range(0) == 6 and env.unit_sight_range(0) == 9
     assert env.pathing_grid.shape == env.terrain_height.shape == (32, 32)
     assert env.pathing_grid.dtype == bool and env.terrain_height[0, 0] == 127 / 255
