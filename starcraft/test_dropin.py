@@ -308,6 +308,9 @@ def test_what_a_step_leaves_behind():
     assert env.previous_ally_units == before and env.previous_enemy_units[0].pos == (25, 12)
     moved = [env.agents[i].pos.y - before[i].pos.y for i in range(3)]
     assert moved[0] > 0.5 and moved[1] < -0.5 and moved[2] == 0
+    env._sim.place_units(0, rows, rows + np.eye(6)[0] * 4)
+    reward, _, _ = env.step([6, 7, 8])  # three shots of 6, of at most 3 x 55 + 200, scaled to 20
+    assert env.reward == reward == pytest.approx(18 / (365 / 20))
 
 
 def test_full_restart_begins_anew_with_its_seed():

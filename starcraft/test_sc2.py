@@ -164,7 +164,7 @@ def play(env, steps, rng):
 
 def test_workers_show_what_the_game_shows(workers):
     env = workers(2)
-    games = [StarCraft2Env("3m", 7 + i, continuing_episode=True) for i in range(2)]
+    games = [StarCraft2Env("3m", seed=7 + i, continuing_episode=True) for i in range(2)]
     for game in games:
         game.reset()
     assert (env.n_envs, env.n_agents, env.n_actions, env.obs_dim, env.state_dim) == (
