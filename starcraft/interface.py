@@ -43,6 +43,40 @@ class Options(NamedTuple):
     reward_scale_rate: float = 20.0
 
 
+RANGES = {"step_mul": (1, 1000), "move_amount": (0.01, 100), "reward_scale_rate": (1e-6, 1e6)}
+
+
+def check_options(options):
+    """ValueError, in one line, for an option of another type than its default's, or out of range.
+
+    No range admits nan or infinity.
+    """
+    for name, default in Options._field_defaults.items():
+        value = getattr(options, name)
+        low, high = RANGES.get(name, (-1e6, 1e6))
+        if isinstance(default, bool):
+            good, allowed = isinstance(value, (bool, np.bool_)), "True or False"
+        elif isinstance(default, int):
+            good, allowed = is_whole(value, low, high), f"a whole number from {low} to {high}"
+        else:
+            number = isinstance(value, (int, float, np.integer, np.floating))
+            good = number and not isinstance(value, bool) and low <= value <= high
+            allowed = f"a number from {low:g} to {high:g}"
+        if not good:
+            raise ValueError(f"{name} must be {allowed}, not {brief(value)}")
+
+
+def brief(value):
+    """repr(value) in one short line, for messages."""
+    return " ".join(repr(value).split())[:80]
+
+
+def is_whole(value, low, high):
+    """Is it an integer from low to high? True and False are not, whatever Python says."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and low <= value <= high
+
+
 def world_dtype(X, Y):
     """The record of everything constant: battle.py's fields, the map's layout, SMAC's options."""
     fields = world_fields(X, Y)
@@ -179,7 +213,7 @@ def observe_agent(i, units, world, steps, last_actions, avail, row):
         row[-1] = steps / world.episode_limit
 
 
-@njit(**JIT)
+@njit(**KERNEL)  # the drop-in class calls it
 def observe_state(units, world, steps, last_actions, row):
     """Fill row (S,) with SMAC's get_state(): allies | enemies | last actions | time."""
     for k in range(len(row)):

@@ -24,14 +24,29 @@ O observation size, S state size.
 
 import argparse
 import gc
+import math
 import time
+import warnings
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numba import get_num_threads, njit, prange
 
 from . import Step
 from .battle import begin, play
-from .interface import Options, judge, observe, world_dtype
+from .interface import (
+    SHOOT_RANGE,
+    SIGHT_RANGE,
+    Options,
+    brief,
+    check_options,
+    is_whole,
+    judge,
+    observe,
+    observe_state,
+    world_dtype,
+)
 from .maps import (
     AUTO,
     BOOK,
@@ -117,6 +132,60 @@ def run_at_once(todo, actions, units, worlds, book, last_actions, obs, state, av
     return illegal
 
 
+class UnknownMapError(KeyError, ValueError):
+    """SMAC raises a KeyError."""
+
+    __str__ = Exception.__str__  # KeyError's shows its text in quotes
+
+
+class UnknownOptionError(TypeError, ValueError):
+    """SMAC raises a TypeError."""
+
+
+class UnavailableActionError(AssertionError, ValueError):
+    """SMAC raises an AssertionError."""
+
+
+def check_arguments(map_name, n_envs, seed, options):
+    """ValueError, in one line, for arguments of BattleSim that it cannot work with."""
+    if not (isinstance(map_name, str) and map_name in MAPS):
+        raise UnknownMapError(f"unknown map {brief(map_name)}: choose from {', '.join(MAPS)}")
+    if unknown := set(options) - set(Options._fields):
+        raise UnknownOptionError(
+            f"unknown option {min(unknown)!r}: choose from {', '.join(Options._fields)}"
+        )
+    if not is_whole(n_envs, 1, 10**6):
+        raise ValueError(f"n_envs must be a whole number from 1 to 1000000, not {brief(n_envs)}")
+    if not is_whole(seed, 0, 2**63 - 1):
+        raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, not {brief(seed)}")
+    game_map = MAPS[map_name]
+    for name, value in [("episode_limit", game_map["episode_limit"])] + [
+        (f"the number of units in {group}", group[1])
+        for group in game_map["ally"] + game_map["enemy"]
+    ]:
+        if not is_whole(value, 1, 10**6):
+            raise ValueError(
+                f"map {map_name}: {name} must be a whole number above 0, not {brief(value)}"
+            )
+
+
+def check_terrain(terrain, terrain_height):
+    """ValueError, in one line, for arrays that are no terrain."""
+    if terrain is not None and not isinstance(terrain, str):
+        cells = np.asarray(terrain)
+        if cells.ndim != 2 or cells.dtype.kind not in "biu" or max(cells.shape) > 128:
+            raise ValueError(
+                "terrain must be a name or a bool array of at most 128 x 128 cells,"
+                f" not {cells.dtype} of shape {cells.shape}"
+            )
+        if not cells.any():
+            raise ValueError("terrain has no walkable cell")
+    if terrain_height is not None:
+        heights = np.asarray(terrain_height)
+        if heights.dtype.kind not in "iu" or heights.min(initial=0) < 0 or heights.max() > 255:
+            raise ValueError("terrain_height must hold whole numbers from 0 to 255")
+
+
 class BattleSim:
     """E battles of one SMAC map on the vector-environment contract (see envs.py).
 
@@ -142,15 +211,12 @@ class BattleSim:
         self, map_name, n_envs=1, seed=0, *, balance="liberty", terrain=None, terrain_height=None,
         **options,
     ):  # fmt: skip
-        if map_name not in MAPS:
-            raise ValueError(f"unknown map {map_name!r}: choose from {', '.join(MAPS)}")
-        if unknown := set(options) - set(Options._fields):
-            raise ValueError(
-                f"unknown option {min(unknown)!r}: choose from {', '.join(Options._fields)}"
-            )
-        if n_envs < 1 or not 0 <= seed < 2**63:
-            raise ValueError(f"n_envs must be >= 1 and 0 <= seed < 2**63, not {n_envs} and {seed}")
+        check_arguments(map_name, n_envs, seed, options)
+        check_terrain(terrain, terrain_height)
         self.options = options = Options(**options)
+        check_options(options)
+        if options.obs_all_health:  # as in SMAC, an agent then sees its own health too
+            self.options = options = options._replace(obs_own_health=True)
         self.map_name, self.n_envs, self.balance = map_name, n_envs, balance
         self.version = f"simulator, {balance} balance"
         self._facts = unit_facts(balance)
@@ -172,6 +238,11 @@ class BattleSim:
             + enemies["health"].sum()
             + enemies["shield"].sum()
         )
+        if options.reward_scale and self.max_reward <= 0:
+            raise ValueError(
+                f"the highest return of a battle is {self.max_reward:g}, but reward_scale divides"
+                " by it: choose reward_win and reward_death_value so that it is above 0"
+            )
         self.world["max_reward"] = self.max_reward
         self.obs_dim, self.state_dim = self._sizes()
 
@@ -203,6 +274,10 @@ class BattleSim:
         world = worlds[0]
         world["walkable"], world["with_cliffs"] = walkable, with_cliffs
         world["max_distance"] = walkable.shape
+        if terrain_height is not None and np.shape(terrain_height) != walkable.shape:
+            raise ValueError(
+                f"terrain_height must have shape {walkable.shape}, not {np.shape(terrain_height)}"
+            )
         world["height"] = 127 if terrain_height is None else terrain_height
         xs, ys = np.nonzero(walkable)  # open ground: the walkable cells are a rectangle
         world["open_ground"] = walkable[xs.min() : xs.max() + 1, ys.min() : ys.max() + 1].all()
@@ -325,7 +400,7 @@ class BattleSim:
         illegal = self._run(self._all_play, actions)
         if illegal >= 0:
             b, i = divmod(illegal, self.n_agents)
-            raise ValueError(
+            raise UnavailableActionError(
                 f"environment {b}: agent {i} cannot perform action {actions[b, i]} "
                 f"(available: {np.flatnonzero(self.avail_actions[b, i]).tolist()})"
             )
@@ -353,8 +428,15 @@ class BattleSim:
         Afterwards obs[battle], state[battle] and avail_actions[battle] show the placed units.
         Raises ValueError for wrong shapes, unknown unit names and battles that are not there.
         """
-        if not 0 <= battle < self.n_envs:
-            raise ValueError(f"battle must be from 0 to {self.n_envs - 1}, not {battle}")
+        if not is_whole(battle, 0, self.n_envs - 1):
+            raise ValueError(f"battle must be from 0 to {self.n_envs - 1}, not {brief(battle)}")
+        if not is_whole(steps, 0, 10**6):
+            raise ValueError(f"steps must be a whole number from 0 to 1000000, not {brief(steps)}")
+        last = np.full(self.n_agents, -1) if last_actions is None else np.asarray(last_actions)
+        if last.shape != (self.n_agents,) or last.dtype.kind not in "iu":
+            raise ValueError(f"last_actions must be {self.n_agents} integers")
+        if not ((last >= -1) & (last < self.n_actions)).all():
+            raise ValueError(f"last_actions must be from -1 to {self.n_actions - 1}")
         units = self._template.copy()
         sides = (
             ("ally", ally, ally_types, units[: self.n_agents]),
@@ -364,6 +446,9 @@ class BattleSim:
             rows = np.asarray(rows, np.float64)
             if rows.shape != (len(part), 6):
                 raise ValueError(f"{side} must have shape {(len(part), 6)}, not {rows.shape}")
+            inside = (rows[:, :2] >= 0) & (rows[:, :2] < self.world["walkable"].shape)
+            if not np.isfinite(rows).all() or not inside[rows[:, 2] > 0].all():
+                raise ValueError(f"{side} must be finite numbers, and living units on the map")
             if names is not None:
                 if len(names) != len(part) or not set(names) <= set(self._kind_names):
                     raise ValueError(
@@ -378,7 +463,7 @@ class BattleSim:
         units["counted_dead"] = units["health"] <= 0
         units["before"] = units["health"] + units["shield"]
         self.units[battle] = units
-        self.last_actions[battle] = -1 if last_actions is None else last_actions
+        self.last_actions[battle] = last
         book = self.book[battle]
         book["clock"], book["steps"], book["terminated"], book["truncated"] = 0, steps, 0, 0
         self._run(np.where(np.arange(self.n_envs) == battle, SHOW, SKIP), self.last_actions)
@@ -429,54 +514,187 @@ class BattleSim:
         """Nothing to close."""
 
 
-class StarCraft2Env:
-    """Drop-in for `smac.env.StarCraft2Env`, one battle, no game: same arguments, same returns.
+class Position(NamedTuple):
+    """Where a unit is, in cells."""
 
-    Arguments of SMAC's that only StarCraft II understands (difficulty, game_version, replay_dir,
-    window sizes, ...) are accepted and change nothing. heuristic_ai is not supported.
+    x: float
+    y: float
+
+
+class Unit(NamedTuple):
+    """A unit as it is now, under the names that StarCraft II and SMAC give these facts."""
+
+    tag: int  # its number in the battle, from 1 on
+    unit_type: int
+    owner: int  # 1: ally, 2: enemy
+    pos: Position
+    radius: float  # cells
+    health: float  # 0 = dead
+    health_max: float
+    shield: float
+    shield_max: float
+    energy: float
+    energy_max: float
+    weapon_cooldown: float  # game loops
+
+
+# StarCraft II's numbers of the unit types. SMAC's maps bring allied types of their own, numbered in
+# the order of the agents from somewhere above the game's own on; only their differences matter.
+TYPE_IDS = {
+    "Colossus": 4, "Baneling": 9, "Marine": 48, "Marauder": 51, "Medivac": 54, "Zealot": 73,
+    "Stalker": 74, "SpineCrawler": 98, "Zergling": 105, "Hydralisk": 107,
+}  # fmt: skip
+FIRST_ALLY_TYPE = 2000
+MAP_TYPES = {  # SMAC's names for which types the agents have
+    ("Marine",): "marines",
+    ("Stalker",): "stalkers",
+    ("Zealot",): "zealots",
+    ("Hydralisk",): "hydralisks",
+    ("Colossus",): "colossus",
+    ("Baneling", "Zergling"): "bane",
+    ("Stalker", "Zealot"): "stalkers_and_zealots",
+    ("Colossus", "Stalker", "Zealot"): "colossi_stalkers_zealots",
+    ("Marauder", "Marine", "Medivac"): "MMM",
+}
+
+
+class MultiAgentEnv:
+    """SMAC's base class of environments, from which PyMARL wants to import it."""
+
+    def get_env_info(self):
+        """The sizes that a learner needs."""
+        return {
+            "state_shape": self.get_state_size(),
+            "obs_shape": self.get_obs_size(),
+            "n_actions": self.get_total_actions(),
+            "n_agents": self.n_agents,
+            "episode_limit": self.episode_limit,
+        }
+
+
+class StarCraft2Env(MultiAgentEnv):
+    """Drop-in for `smac.env.StarCraft2Env`: one battle, no game, the same names and numbers.
+
+    Arguments are SMAC's, in SMAC's order, and become attributes as in SMAC. Those that only
+    StarCraft II understands (difficulty, game_version, replay_dir, window sizes, debug) change
+    nothing. `simulator`: balance, terrain, terrain_height of BattleSim.
+
+    What differs: with obs_timestep_number the sizes are those of what is returned (SMAC's are one
+    too small); render and save_replay only warn; get_stats can be asked before the first battle has
+    ended; units are there before the first reset. Not there: the parts of SMAC's own step
+    (init_units, update_units, get_agent_action, reward_battle, ...), for no method here calls them.
+
+    Raises ValueErrors in one line, which are also what SMAC raises: KeyError for an unknown map,
+    TypeError for an unknown option, AssertionError for an action that is not available.
     """
 
-    _IGNORED = (
-        "difficulty", "game_version", "replay_dir", "replay_prefix", "window_size_x",
-        "window_size_y", "debug",
-    )  # fmt: skip
-
-    def __init__(self, map_name="8m", seed=None, **options):
-        if options.pop("heuristic_ai", False) or options.pop("heuristic_rest", False):
+    def __init__(
+        self, map_name="8m", step_mul=8, move_amount=2, difficulty="7", game_version=None,
+        seed=None, continuing_episode=False, obs_all_health=True, obs_own_health=True,
+        obs_last_action=False, obs_pathing_grid=False, obs_terrain_height=False,
+        obs_instead_of_state=False, obs_timestep_number=False, state_last_action=True,
+        state_timestep_number=False, reward_sparse=False, reward_only_positive=True,
+        reward_death_value=10, reward_win=200, reward_defeat=0, reward_negative_scale=0.5,
+        reward_scale=True, reward_scale_rate=20, replay_dir="", replay_prefix="",
+        window_size_x=1920, window_size_y=1200, heuristic_ai=False, heuristic_rest=False,
+        debug=False, **simulator,
+    ):  # fmt: skip
+        given = locals().copy()
+        if heuristic_ai:
             raise ValueError("heuristic_ai: the simulator has no scripted allies, leave it out")
-        options = {name: value for name, value in options.items() if name not in self._IGNORED}
-        if options.get("step_mul", 0) is None:
-            del options["step_mul"]
+        options = {name: given[name] for name in Options._fields}
+        if step_mul is None:  # the map's own
+            options["step_mul"] = 8
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        self._sim = BattleSim(map_name, 1, self._seed, **options)
-        self.map_name = map_name
+        self._make_sim = partial(BattleSim, map_name, 1, **options, **simulator)
+        self._sim = self._make_sim(seed=self._seed)
+        for name in set(given) - {"self", "simulator", "seed"}:  # seed is a method
+            setattr(self, name, given[name])
+        self.obs_own_health = self._sim.options.obs_own_health
+        self.window_size = window_size_x, window_size_y
         self.n_agents, self.n_enemies = self._sim.n_agents, self._sim.n_enemies
         self.n_actions, self.episode_limit = self._sim.n_actions, self._sim.episode_limit
-        self.max_reward = self._sim.max_reward
+        self.n_actions_no_attack, self.n_actions_move = FIRST_TARGET, 4
+        self.n_obs_pathing, self.n_obs_height = 8, 9
+        self.max_reward, self.reward = self._sim.max_reward, 0
         self.battles_won = self.battles_game = self.timeouts = self.force_restarts = 0
+        self.renderer = self.last_stats = self._before = None
+        self._describe_map()
+
+    def _describe_map(self):
+        """Set the attributes that follow from the map."""
+        world, order = self._sim.world, MAPS[self.map_name]["agent_unit_order"]
+        self.map_type = MAP_TYPES.get(tuple(order), "_and_".join(order))
+        self.map_x, self.map_y = world["walkable"].shape
+        self.max_distance_x, self.max_distance_y = world["max_distance"]
+        self.pathing_grid = world["walkable"].astype(bool)  # (X, Y)
+        self.terrain_height = world["height"] / 255  # (X, Y)
+        self.unit_type_bits = int(world["type_bits"])
+        self.shield_bits_ally = int(world["shield_ally"])
+        self.shield_bits_enemy = int(world["shield_enemy"])
+        types = [f"type_{bit}" for bit in range(self.unit_type_bits)]
+        self.ally_state_attr_names = (
+            ["health", "energy/cooldown", "rel_x", "rel_y"]
+            + ["shield"] * self.shield_bits_ally
+            + types
+        )
+        self.enemy_state_attr_names = (
+            ["health", "rel_x", "rel_y"] + ["shield"] * self.shield_bits_enemy + types
+        )
+        self._kinds = {}  # unit type -> its row of KIND
+        for kind, name in zip(world["kinds"], self._sim._kind_names, strict=True):
+            own_type = FIRST_ALLY_TYPE + order.index(name) if name in order else 0  # 0: no agent's
+            setattr(self, f"{name.lower()}_id", own_type)
+            self._kinds |= {own_type: kind, TYPE_IDS[name]: kind}
+
+    # ------------------------------------------------------------------------------ playing
 
     def reset(self):
         """Begin a battle. Returns get_obs(), get_state()."""
+        self._before = None
         self._sim.reset()
         return self.get_obs(), self.get_state()
 
     def step(self, actions):
         """actions: N ints. Returns reward (float), terminated (bool, time limit included), info."""
+        self._before = self._sim.units[0].copy()
         step = self._sim.step(np.array([[int(action) for action in actions]]))
-        units = self._sim.units[0]
-        dead = units["health"] <= 0
+        dead = self._sim.units[0]["health"] <= 0
         info = {
             "battle_won": bool(step.battle_won[0]),
             "dead_allies": int(dead[: self.n_agents].sum()),
             "dead_enemies": int(dead[self.n_agents :].sum()),
         }
         over = bool(step.terminated[0] or step.truncated[0])
-        if step.truncated[0] and self._sim.options.continuing_episode:
+        if step.truncated[0] and self.continuing_episode:
             info["episode_limit"] = True
         self.battles_game += over
         self.battles_won += info["battle_won"]
         self.timeouts += bool(step.truncated[0])
-        return float(self._sim.book["reward"][0]), over, info
+        self.reward = float(self._sim.book["reward"][0])
+        return self.reward, over, info
+
+    def full_restart(self):
+        """Begin anew with the seed `_seed`, as if StarCraft II had been started again."""
+        self._sim = self._make_sim(seed=self._seed)
+        self.force_restarts += 1
+
+    def seed(self):
+        """The seed in use."""
+        return self._seed
+
+    def render(self, mode="human"):
+        """Warns: the simulator draws nothing."""
+        warnings.warn("render: the simulator draws nothing", stacklevel=2)
+
+    def save_replay(self):
+        """Warns: replays are StarCraft II's."""
+        warnings.warn("save_replay: the simulator has no StarCraft II replays", stacklevel=2)
+
+    def close(self):
+        """Nothing to close."""
+
+    # ------------------------------------------------------------------------ what is shown
 
     def get_obs(self):
         """List of N arrays (O,) float32."""
@@ -490,6 +708,23 @@ class StarCraft2Env:
         """(S,) float32."""
         return self._sim.state[0].copy()
 
+    def get_state_dict(self):
+        """The state in parts: "allies" (N, attributes), "enemies" (M, attributes), float64.
+
+        By option also "last_action" (N, A) and "timestep" (float).
+        """
+        steps, N, M = int(self._sim.book["steps"][0]), self.n_agents, self.n_enemies
+        n_ally, n_enemy = self.get_ally_num_attributes(), self.get_enemy_num_attributes()
+        row = np.zeros(N * n_ally + M * n_enemy + N * self.n_actions + 1)
+        observe_state(self._sim.units[0], self._sim.world, steps, self._sim.last_actions[0], row)
+        allies, enemies, _ = np.split(row, [N * n_ally, N * n_ally + M * n_enemy])
+        parts = {"allies": allies.reshape(N, n_ally), "enemies": enemies.reshape(M, n_enemy)}
+        if self.state_last_action:
+            parts["last_action"] = self.last_action
+        if self.state_timestep_number:
+            parts["timestep"] = steps / self.episode_limit
+        return parts
+
     def get_avail_actions(self):
         """N lists of A zeros and ones."""
         return self._sim.avail_actions[0].astype(int).tolist()
@@ -497,6 +732,62 @@ class StarCraft2Env:
     def get_avail_agent_actions(self, agent_id):
         """List of A zeros and ones."""
         return self._sim.avail_actions[0, agent_id].astype(int).tolist()
+
+    def get_visibility_matrix(self):
+        """(N, N + M) bool: does this agent see that unit, allies first? Nobody sees itself."""
+        units, N = self._sim.units[0], self.n_agents
+        x, y, alive = units["x"], units["y"], units["health"] > 0
+        near = np.hypot(x[:N, None] - x, y[:N, None] - y) < SIGHT_RANGE  # (N, N + M)
+        return near & alive[:N, None] & alive & ~np.eye(N, N + self.n_enemies, dtype=bool)
+
+    @property
+    def last_action(self):
+        """(N, A) float64: the agents' last actions one-hot, zeros before the first step."""
+        return np.eye(self.n_actions + 1)[self._sim.last_actions[0], :-1]  # -1: the row cut short
+
+    @property
+    def death_tracker_ally(self):
+        """(N,) float64, 1 = dead."""
+        return self._sim.units[0]["counted_dead"][: self.n_agents].astype(float)
+
+    @property
+    def death_tracker_enemy(self):
+        """(M,) float64, 1 = dead."""
+        return self._sim.units[0]["counted_dead"][self.n_agents :].astype(float)
+
+    def get_stats(self):
+        """Battles played, won, drawn by the time limit."""
+        return {
+            "battles_won": self.battles_won,
+            "battles_game": self.battles_game,
+            "battles_draw": self.timeouts,
+            "win_rate": self.battles_won / max(self.battles_game, 1),
+            "timeouts": self.timeouts,
+            "restarts": self.force_restarts,
+        }
+
+    # -------------------------------------------------------------------------------- sizes
+
+    def get_obs_move_feats_size(self):
+        """How much of an observation is about moving: it comes first."""
+        by_option = 8 * self.obs_pathing_grid + 9 * self.obs_terrain_height
+        return self.n_actions_move + by_option
+
+    def get_obs_enemy_feats_size(self):
+        """(M, numbers about each enemy): they come second."""
+        health = self.obs_all_health * (1 + self.shield_bits_enemy)
+        return self.n_enemies, 4 + health + self.unit_type_bits
+
+    def get_obs_ally_feats_size(self):
+        """(N - 1, numbers about each other ally): they come third."""
+        health = self.obs_all_health * (1 + self.shield_bits_ally)
+        last_action = self.obs_last_action * self.n_actions
+        return self.n_agents - 1, 4 + health + self.unit_type_bits + last_action
+
+    def get_obs_own_feats_size(self):
+        """How much of an observation is about the agent itself: it comes last."""
+        health = self.obs_own_health * (1 + self.shield_bits_ally)
+        return health + self.unit_type_bits + 2 * self.obs_timestep_number
 
     def get_obs_size(self):
         """O."""
@@ -510,47 +801,110 @@ class StarCraft2Env:
         """A."""
         return self.n_actions
 
+    def get_ally_num_attributes(self):
+        """How many numbers of the state are about each ally."""
+        return len(self.ally_state_attr_names)
+
+    def get_enemy_num_attributes(self):
+        """How many numbers of the state are about each enemy."""
+        return len(self.enemy_state_attr_names)
+
     def get_env_info(self):
-        """The sizes, under SMAC's names."""
-        world = self._sim.world
-        types = [f"type_{bit}" for bit in range(world["type_bits"])]
-        ally = ["health", "energy/cooldown", "rel_x", "rel_y"] + ["shield"] * world["shield_ally"]
-        enemy = ["health", "rel_x", "rel_y"] + ["shield"] * world["shield_enemy"]
-        return {
-            "state_shape": self._sim.state_dim,
-            "obs_shape": self._sim.obs_dim,
-            "n_actions": self.n_actions,
-            "n_agents": self.n_agents,
-            "episode_limit": self.episode_limit,
-            "agent_features": ally + types,
-            "enemy_features": enemy + types,
+        """The sizes, and the names of the state's numbers."""
+        names = {
+            "agent_features": self.ally_state_attr_names,
+            "enemy_features": self.enemy_state_attr_names,
         }
+        return super().get_env_info() | names
 
-    def get_stats(self):
-        """Battles played, won, drawn by the time limit."""
-        return {
-            "battles_won": self.battles_won,
-            "battles_game": self.battles_game,
-            "battles_draw": self.timeouts,
-            "win_rate": self.battles_won / max(self.battles_game, 1),
-            "timeouts": self.timeouts,
-            "restarts": self.force_restarts,
-        }
+    # -------------------------------------------------------------------------------- units
 
-    def seed(self):
-        """The seed in use."""
-        return self._seed
+    def _describe_units(self, rows):
+        """{agent or enemy id: Unit} for the UNIT rows of both sides: allies, enemies."""
+        sides = {}, {}
+        for tag, row in enumerate(rows, 1):
+            kind, side = self._sim.world["kinds"][row["kind"]], sides[row["side"]]
+            unit_type = TYPE_IDS[self._sim._kind_names[row["kind"]]]
+            if row["side"] == 0:
+                unit_type = FIRST_ALLY_TYPE + int(kind["ally_bit"])
+            numbers = (
+                *(row["health"], kind["health"], row["shield"], kind["shield"]),
+                *(row["energy"], kind["energy_max"], max(row["cooldown"], 0)),
+            )
+            pos = Position(float(row["x"]), float(row["y"]))
+            side[len(side)] = Unit(
+                *(tag, unit_type, int(row["side"]) + 1, pos, float(kind["radius"])),
+                *map(float, numbers),
+            )
+        return sides
 
-    def render(self, mode="human"):
-        """Not available: the simulator draws nothing."""
-        raise NotImplementedError("the simulator draws nothing")
+    @property
+    def agents(self):
+        """{agent id: Unit}, now."""
+        return self._describe_units(self._sim.units[0])[0]
 
-    def save_replay(self):
-        """Not available: replays are StarCraft II's."""
-        raise NotImplementedError("the simulator writes no StarCraft II replays")
+    @property
+    def enemies(self):
+        """{enemy id: Unit}, now."""
+        return self._describe_units(self._sim.units[0])[1]
 
-    def close(self):
-        """Nothing to close."""
+    @property
+    def previous_ally_units(self):
+        """{agent id: Unit} before the last step; None before the first."""
+        return self._before if self._before is None else self._describe_units(self._before)[0]
+
+    @property
+    def previous_enemy_units(self):
+        """{enemy id: Unit} before the last step; None before the first."""
+        return self._before if self._before is None else self._describe_units(self._before)[1]
+
+    def get_unit_by_id(self, a_id):
+        """The Unit of an agent."""
+        return self.agents[a_id]
+
+    def get_unit_types(self):
+        """The unit types of all agents, then of all enemies."""
+        allies, enemies = self._describe_units(self._sim.units[0])
+        return [unit.unit_type for unit in (*allies.values(), *enemies.values())]
+
+    def get_unit_type_id(self, unit, ally):
+        """The place of a unit's type among the type bits of its side."""
+        bit = self._kinds[unit.unit_type]["ally_bit" if ally else "enemy_bit"]
+        return int(bit)
+
+    def unit_max_shield(self, unit):
+        """None for those that have none."""
+        return float(self._kinds[unit.unit_type]["shield"]) or None
+
+    def unit_max_cooldown(self, unit):
+        """By what the state divides an agent's cooldown, or a Medivac's energy. SMAC: else 15."""
+        kind = self._kinds[unit.unit_type]
+        own = unit.unit_type >= FIRST_ALLY_TYPE
+        return float(kind["energy_max"] or kind["cooldown_max"]) if own else 15
+
+    def unit_shoot_range(self, agent_id):
+        """Cells, centre to centre."""
+        return SHOOT_RANGE
+
+    def unit_sight_range(self, agent_id):
+        """Cells, centre to centre."""
+        return SIGHT_RANGE
+
+    @staticmethod
+    def distance(x1, y1, x2, y2):
+        """Cells."""
+        return math.hypot(x2 - x1, y2 - y1)
+
+    def check_bounds(self, x, y):
+        """Is this cell on the map?"""
+        return 0 <= x < self.map_x and 0 <= y < self.map_y
+
+    def can_move(self, unit, direction):
+        """Could this unit move north (0), south (1), east (2) or west (3)?"""
+        dx, dy = ((0, 1), (0, -1), (1, 0), (-1, 0))[direction]
+        shift = self.move_amount / 2
+        x, y = int(unit.pos.x + shift * dx), int(unit.pos.y + shift * dy)
+        return self.check_bounds(x, y) and bool(self.pathing_grid[x, y])
 
 
 def random_actions(avail_actions, rng):

@@ -47,7 +47,7 @@ class FaultyGame(StarCraft2Env):
         self.note("pid", subprocess.Popen(["sleep", "600"]).pid)
         self.stale = False
         self.maybe_break("start")
-        super().__init__(map_name, seed, continuing_episode=True)
+        super().__init__(map_name, seed=seed, continuing_episode=True)
 
     def note(self, name, value):
         with open(Path(self.folder) / name, "a") as file:
@@ -163,7 +163,7 @@ def play(env, steps, rng):
 
 def test_workers_show_what_the_game_shows(workers):
     env = workers(2)
-    games = [StarCraft2Env("3m", 7 + i, continuing_episode=True) for i in range(2)]
+    games = [StarCraft2Env("3m", seed=7 + i, continuing_episode=True) for i in range(2)]
     for game in games:
         game.reset()
     assert (env.n_envs, env.n_agents, env.n_actions, env.obs_dim, env.state_dim) == (
