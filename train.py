@@ -24,6 +24,7 @@ from envs import ENVS, make_env
 from extras.device import choose_device
 from extras.evaluate import evaluate, init_from
 from extras.flags import Parser, flags_of_the_run, named_value, number
+from extras.games import pettingzoo
 from extras.gru import GRU
 from extras.run import Run
 from extras.threads import set_threads, share_out
@@ -41,6 +42,7 @@ PAPER = {"n_envs": 1, "steps": 2_000_000, "batch_size": 32, "buffer_size": 5000,
 # So no two battles share a seed, not even in runs with neighbouring seeds.
 SEEDS_PER_RUN, TEST_SEEDS, EVALUATION_SEEDS = 10_000, 4_000, 8_000
 TEST_BATTLES = 32  # side by side
+ENVS["pettingzoo"] = pettingzoo  # --env pettingzoo:MODULE:FACTORY
 MEMORY_SHARE = 0.75  # of the free memory may be replay; learner and everything else need some too
 
 
@@ -75,8 +77,7 @@ def parse_args(argv=None):
     flag("--grad-norm-clip", real(1e-9, 1e9), 10.0, "largest norm of the whole gradient")
     flag("--target-update-interval", count, 48, "finished episodes per copy to the target network")
     p.add_argument("--no-double-q", action="store_true", help="targets choose their own actions")
-    p.add_argument("--bootstrap-time-limit", action="store_true", help="value what would come after"
-                   " the time limit; SMAC, and the default, treat it as the end")
+    p.add_argument("--bootstrap-time-limit", action="store_true", help="no end, unlike in SMAC")
     flag("--epsilon-start", share, 1.0, "probability of a random action, at step 0")
     flag("--epsilon-finish", share, 0.05, "probability of a random action, in the end")
     flag("--epsilon-anneal-steps", count, 50_000, "steps from the one to the other")
@@ -101,6 +102,8 @@ def parse_args(argv=None):
     if args.paper:
         p.set_defaults(**PAPER)
         args = p.parse_args(argv)
+    if args.env.startswith("pettingzoo:"):
+        args.env, args.map = args.env.split(":", maxsplit=1)
     if args.resume or args.evaluate:
         args = flags_of_the_run(p, args, argv)
     if (args.save_replay or args.best or args.json) and not args.evaluate:
