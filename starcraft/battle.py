@@ -39,7 +39,6 @@ from .maps import (
 STAY = -1.0  # instead of a distance to walk up to
 SCAN_EVERY = 5  # loops between two looks for a better target
 INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot stop it short
-SPAWN_SHIFT = 0.5  # each side's start block is moved by up to this, each way, every battle
 LEASH = 21.0  # a chased target farther away than this is given up
 SQUEEZE = 0.98  # units pass each other so close, as a share of what their bodies allow
 HEADINGS = 16  # directions that a blocked unit tries
@@ -328,7 +327,7 @@ def acquire(i, units, world, clock):
     is free, unless another one is in weapon range and it is not; a unit that has to go round
     something takes the nearest in scan range. Orders to attack units know no scan range.
     """
-    if (clock + i) % SCAN_EVERY:  # not all units in the same loop
+    if clock % SCAN_EVERY:  # all together: they stop in the same loop
         return
     u = units[i]
     kind = world.kinds[u.kind]
@@ -409,7 +408,9 @@ def live(i, units, world, book):
         u.energy = min(u.energy + kind.energy_regen, kind.energy_max)
 
     if u.target >= 0 and units[u.target].health <= 0:
-        u.target, u.windup = -1, -1.0
+        if u.windup >= 0:  # the attack never happened: the weapon is ready
+            u.windup, u.cooldown = -1.0, 0.0
+        u.target = -1
         if kind.second_hit > 0:
             u.flight = -1.0
         if u.order == ATTACK:
@@ -467,27 +468,24 @@ def give_orders(units, actions, world):
 
 @njit(**JIT)
 def begin(units, world, book):
-    """A new battle of fresh units: each side's block shifted a little, and the enemy's one order.
+    """A new battle of fresh units, and the enemy's one order: walk to the goal in formation.
 
-    How StarCraft II spreads units round their start point is not known to the hair's breadth, and
-    a battle that always began alike would be decided by that: hence the shift.
+    Every enemy keeps its offset from the middle of its group (recordings: exact to 0.001 cell).
     """
     book.clock, book.steps, book.terminated, book.truncated = 0, 0, 0, 0
     where = uniform(book, 0.0, 1.0)  # along the line of possible goals
-    for side in range(2):
-        shift_x = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
-        shift_y = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
-        for i in range(len(units)):  # no block is shifted into a wall
-            u = units[i]
-            if u.side == side and wall(u, u.x + shift_x, u.y + shift_y, world):
-                shift_x = shift_y = 0.0
-        for i in range(len(units)):
-            u = units[i]
-            if u.side == side:
-                u.x += shift_x
-                u.y += shift_y
-                u.goal_x = world.goals[0, 0] + where * (world.goals[1, 0] - world.goals[0, 0])
-                u.goal_y = world.goals[0, 1] + where * (world.goals[1, 1] - world.goals[0, 1])
+    goal_x = world.goals[0, 0] + where * (world.goals[1, 0] - world.goals[0, 0])
+    goal_y = world.goals[0, 1] + where * (world.goals[1, 1] - world.goals[0, 1])
+    middle_x, middle_y = 0.0, 0.0
+    for j in range(world.n_allies, len(units)):
+        middle_x += units[j].x / world.n_enemies
+        middle_y += units[j].y / world.n_enemies
+    for j in range(world.n_allies, len(units)):
+        v = units[j]
+        v.goal_x, v.goal_y = goal_x, goal_y
+        if goal_x >= 0 and not wall(v, goal_x + v.x - middle_x, goal_y + v.y - middle_y, world):
+            v.goal_x += v.x - middle_x
+            v.goal_y += v.y - middle_y
 
 
 @njit(**JIT)
@@ -497,9 +495,9 @@ def play(units, actions, world, book):
         units[i].before = units[i].health + units[i].shield
     give_orders(units, actions, world)
     for _ in range(world.step_mul):
+        backwards = uniform(book, 0.0, 1.0) < 0.5  # who goes first is drawn: neither side gains
         for k in range(len(units)):
-            # the sides take turns at going first, so that neither gains by it
-            i = k if book.clock % 2 == 0 else len(units) - 1 - k
+            i = len(units) - 1 - k if backwards else k
             live(i, units, world, book)
         push_apart(units, world)
         book.clock += 1

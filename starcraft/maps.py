@@ -76,8 +76,8 @@ UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
 )  # fmt: skip
 
 
-def unit_facts(balance="liberty"):
-    """The `units` of smac_maps.json under a balance: "liberty" (the maps' own) or "ladder"."""
+def unit_facts(balance="ladder"):
+    """The `units` of smac_maps.json under a balance: "ladder" (the game's) or "liberty" (the maps' own)."""
     if balance not in ("liberty", "ladder"):
         raise ValueError(f"unknown balance {balance!r}: choose liberty or ladder")
     facts = copy.deepcopy(DATA["units"])

@@ -125,7 +125,7 @@ class BattleSim:
         map_name: a key of MAPS.
         n_envs: number of battles E; they are independent, and battle b is seeded with seed + b.
         seed: non-negative integer.
-        balance: "liberty", the figures of the maps' own data, or "ladder", those of patch 4.10.
+        balance: "ladder", the figures of patch 4.10, as in the game, or "liberty", the maps' own.
         terrain: instead of the map's own: a name, or an (X, Y) bool array, True = walkable.
         terrain_height: (X, Y) uint8, used by obs_terrain_height only. The real maps' heights are
             not known here: 127 everywhere by default.
@@ -140,7 +140,7 @@ class BattleSim:
     _SHOWN = ("last_actions", "obs", "state", "avail_actions")
 
     def __init__(
-        self, map_name, n_envs=1, seed=0, *, balance="liberty", terrain=None, terrain_height=None,
+        self, map_name, n_envs=1, seed=0, *, balance="ladder", terrain=None, terrain_height=None,
         **options,
     ):  # fmt: skip
         if map_name not in MAPS:
@@ -244,8 +244,7 @@ class BattleSim:
     def _spawn(self, game_map, side):
         """Fresh UNIT rows of one side at their start positions, in SMAC's order."""
         groups = game_map[side]
-        mirror = -1 if side == "enemy" else 1
-        spots = spawn_spots(groups, self._facts, self.world["walkable"], mirror)
+        spots = spawn_spots(groups, self._facts, self.world["walkable"])
         names = [name for name, count, _, _ in groups for _ in range(count)]
         order = list(range(len(names)))
         if side == "ally":  # SMAC numbers agents by unit type, then x, then y
