@@ -30,6 +30,7 @@ from .maps import (
     JIT,
     MOVE,
     NORTH,
+    OVERLAP,
     SOUTH,
     STOP,
     STRAIGHT,
@@ -40,7 +41,7 @@ STAY = -1.0  # instead of a distance to walk up to
 SCAN_EVERY = 5  # loops between two looks for a better target
 INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot stop it short
 LEASH = 21.0  # a chased target farther away than this is given up
-SQUEEZE = 0.98  # units pass each other so close, as a share of what their bodies allow
+SAME_WAY = 0.9  # cosine of the angle up to which two units walk the same way
 HEADINGS = 16  # directions that a blocked unit tries
 HALF_TURN = HEADINGS // 2
 COS = np.cos(np.arange(HEADINGS) * 2 * np.pi / HEADINGS)
@@ -93,22 +94,34 @@ def turned(hx, hy, k):
 def blocked_headings(i, hx, hy, step, count, units):
     """Bit k is set if a step along (hx, hy), turned left by k * 22.5 degrees, runs into a unit.
 
-    Only bits 0 to count - 1 are looked at. Units that already overlap may move apart. With d from
-    this unit to another one and t along a heading, |d - step t|^2 < limit^2 is d t > bound.
+    Only bits 0 to count - 1 are looked at. Units that already overlap may move apart, and those
+    that walk the same way block nobody (recordings of 8m: a formation walks in full speed, its
+    bodies touching). With d from this unit to another one and t along a heading,
+    |d - step t|^2 < limit^2 is d t > bound.
     """
     u = units[i]
     blocked = 0
     for j in range(len(units)):
         v = units[j]
         dx, dy = v.x - u.x, v.y - u.y
-        reach = SQUEEZE * (u.body + v.body)
+        reach = u.body + v.body - OVERLAP
         apart = dx * dx + dy * dy
         if apart < (reach + step) ** 2 and v.health > 0 and u.layers & v.layers and j != i:
+            if v.heading_x * hx + v.heading_y * hy > SAME_WAY:
+                continue
             ahead, left = dx * hx + dy * hy, dy * hx - dx * hy
             bound = (apart + step * step - min(apart, reach * reach)) / (2 * step)
             for k in range(count):
                 blocked |= (ahead * COS[k] + left * SIN[k] > bound) << k
     return blocked
+
+
+@njit(**JIT)
+def step_along(u, hx, hy, step):
+    """Unit u goes `step` cells along the heading (hx, hy), and is seen to walk that way."""
+    u.x += step * hx
+    u.y += step * hy
+    u.heading_x, u.heading_y = hx, hy
 
 
 @njit(**JIT)
@@ -142,8 +155,7 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
     for count in (1, HEADINGS):  # most steps are free: look at the straight way alone first
         blocked = blocked_headings(i, hx, hy, step, count, units)
         if not blocked & 1 and not wall(u, u.x + hx * step, u.y + hy * step, world):
-            u.x += hx * step
-            u.y += hy * step
+            step_along(u, hx, hy, step)
             u.detour = 0
             return
     for n in range(2 * HALF_TURN - 2):
@@ -154,8 +166,7 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
         k = side * turn % HEADINGS
         tx, ty = turned(hx, hy, k)
         if not (blocked >> k & 1 or wall(u, u.x + step * tx, u.y + step * ty, world)):
-            u.x += step * tx
-            u.y += step * ty
+            step_along(u, tx, ty, step)
             u.detour = side
             return
 
@@ -177,7 +188,7 @@ def push_apart(units, world):
         for j in range(i):
             v = units[j]
             dx, dy = v.x - u.x, v.y - u.y
-            apart, reach = dx * dx + dy * dy, u.body + v.body
+            apart, reach = dx * dx + dy * dy, u.body + v.body - OVERLAP
             if apart < reach * reach and v.health > 0 and u.layers & v.layers:
                 u_firm, v_firm = stands_firm(u, world), stands_firm(v, world)
                 far = max(np.sqrt(apart), 1e-6)
@@ -400,6 +411,7 @@ def live(i, units, world, book):
     if u.cooldown > 0:
         u.cooldown -= 1.0
     u.unhurt += 1.0
+    u.heading_x = u.heading_y = 0.0
     if u.shield < kind.shield and u.unhurt > kind.shield_delay:
         u.shield = min(u.shield + kind.shield_regen, kind.shield)
     if kind.health_regen > 0:
@@ -462,8 +474,10 @@ def give_orders(units, actions, world):
             u.order = HOLD
         else:
             u.order = MOVE
-            u.goal_x = u.x + world.move_amount * ((action == EAST) - (action == WEST))
-            u.goal_y = u.y + world.move_amount * ((action == NORTH) - (action == SOUTH))
+            u.heading_x = 1.0 * ((action == EAST) - (action == WEST))
+            u.heading_y = 1.0 * ((action == NORTH) - (action == SOUTH))
+            u.goal_x = u.x + world.move_amount * u.heading_x
+            u.goal_y = u.y + world.move_amount * u.heading_y
 
 
 @njit(**JIT)
@@ -480,8 +494,10 @@ def begin(units, world, book):
     for j in range(world.n_allies, len(units)):
         middle_x += units[j].x / world.n_enemies
         middle_y += units[j].y / world.n_enemies
+    far = max(np.sqrt((goal_x - middle_x) ** 2 + (goal_y - middle_y) ** 2), 1e-9)
     for j in range(world.n_allies, len(units)):
         v = units[j]
+        v.heading_x, v.heading_y = (goal_x - middle_x) / far, (goal_y - middle_y) / far
         v.goal_x, v.goal_y = goal_x, goal_y
         if goal_x >= 0 and not wall(v, goal_x + v.x - middle_x, goal_y + v.y - middle_y, world):
             v.goal_x += v.x - middle_x

@@ -34,7 +34,7 @@ NO_OP, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)  # SMAC's actions
 HOLD, MOVE, ATTACK, AUTO = range(4)  # orders; AUTO chooses its own targets (enemies)
 STRAIGHT, NO_ROUTE = 8, 9  # entries of the route table that are not directions
 GROUND, AIR = 1, 2
-OVERLAP = 63 / 1024  # by so much bodies may overlap when they are created, in cells
+OVERLAP = 63 / 1024  # cells by which bodies may overlap
 LAYERS = {"Ground": 1, "Flying": 2, "Colossus": 4, "Structure": 8}
 FLYING = LAYERS["Flying"]
 DX = np.array([1, 1, 0, -1, -1, -1, 0, 1])  # the eight directions of the route table
@@ -67,6 +67,7 @@ UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
         "windup",  # loops until the raised weapon hits or fires; -1 = not raised
         "flight",  # loops until the shot (or second hit) lands; -1 = none under way
         "goal_x", "goal_y",
+        "heading_x", "heading_y",  # the direction in which it walked last; 0, 0 = it stood
         "before")]  # health + shield at the start of the step
     + [(name, np.int64) for name in (
         "layers", "kind", "order", "target", "flight_target", "side",
