@@ -40,6 +40,7 @@ from .maps import (
 STAY = -1.0  # instead of a distance to walk up to
 SCAN_EVERY = 5  # loops between two looks for a better target
 INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot stop it short
+CALL_RADIUS = 4.0  # game data (CallForHelp): friends so near help who is struck
 LEASH = 21.0  # a chased target farther away than this is given up
 SAME_WAY = 0.9  # cosine of the angle up to which two units walk the same way
 HEADINGS = 16  # directions that a blocked unit tries
@@ -140,6 +141,8 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
         u.speed = 0.0
         return
     u.speed = min(u.speed + kind.acceleration, kind.speed)
+    if kind.acceleration < kind.speed:  # a Medivac brakes before it arrives
+        u.speed = min(u.speed, np.sqrt(2 * kind.acceleration * (far - stop_at)))
     step = min(u.speed, far - stop_at)
     if step <= 0.0:
         return
@@ -202,6 +205,17 @@ def push_apart(units, world):
 
 
 @njit(**JIT)
+def call_for_help(i, v, units, world):
+    """Unit v was struck by unit i: enemies without a target that stand near v turn on i."""
+    for k in range(world.n_allies, len(units)):
+        w = units[k]
+        idle = w.health > 0 and w.order == AUTO and w.target < 0
+        if idle and v.side == w.side and world.kinds[w.kind].weapon & world.kinds[units[i].kind].seen_as:
+            if distance(v, w) <= CALL_RADIUS:
+                w.target = i
+
+
+@njit(**JIT)
 def hurt(i, j, units, world):
     """One hit of unit i's weapon on unit j: shields first, armour on what reaches the health."""
     v = units[j]
@@ -220,8 +234,8 @@ def hurt(i, j, units, world):
         v.health -= max(damage - absorbed - victim.armor, 0.5)
     if v.health <= 0:
         die(j, units, world)
-    elif v.order == AUTO and v.target < 0 and victim.weapon & attacker.seen_as:
-        v.target = i  # struck by somebody out of its sight
+    else:
+        call_for_help(i, v, units, world)
 
 
 @njit(**JIT)
@@ -488,6 +502,10 @@ def begin(units, world, book):
     """
     book.clock, book.steps, book.terminated, book.truncated = 0, 0, 0, 0
     where = uniform(book, 0.0, 1.0)  # along the line of possible goals
+    for variant in range(len(world.variants)):  # places that the engine takes now and then
+        j, share, x, y = world.variants[variant]
+        if j >= 0 and uniform(book, 0.0, 1.0) < share:
+            units[int(j)].x, units[int(j)].y = x, y
     goal_x = world.goals[0, 0] + where * (world.goals[1, 0] - world.goals[0, 0])
     goal_y = world.goals[0, 1] + where * (world.goals[1, 1] - world.goals[0, 1])
     middle_x, middle_y = 0.0, 0.0

@@ -37,6 +37,7 @@ GROUND, AIR = 1, 2
 OVERLAP = 63 / 1024  # cells by which bodies may overlap
 LAYERS = {"Ground": 1, "Flying": 2, "Colossus": 4, "Structure": 8}
 FLYING = LAYERS["Flying"]
+VARIANTS = 4  # at most so many start positions of a map vary
 DX = np.array([1, 1, 0, -1, -1, -1, 0, 1])  # the eight directions of the route table
 DY = np.array([0, 1, 1, 1, 0, -1, -1, -1])
 # Numba's options for functions that are called by others here, and for kernels, called from Python.
@@ -270,6 +271,7 @@ def world_fields(X, Y):
         ("step_mul", np.int64),
         ("move_amount", np.float64),
         ("goals", np.float64, (2, 2)),  # ends of the line on which the enemy's attack-move ends
+        ("variants", np.float64, (VARIANTS, 4)),  # unit, share of the battles, x, y; see begin
         ("kinds", KIND, (len(DATA["units"]),)),
         ("walkable", np.uint8, (X, Y)),
         ("with_cliffs", np.uint8, (X, Y)),  # for units that walk cliffs

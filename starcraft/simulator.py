@@ -162,6 +162,7 @@ class BattleSim:
         self._template = np.concatenate(
             [self._spawn(game_map, "ally"), self._spawn(game_map, "enemy")]
         )
+        self._set_variants(game_map)
 
         self.n_agents, self.n_enemies = int(self.world["n_allies"]), int(self.world["n_enemies"])
         self.n_actions = FIRST_TARGET + self.n_enemies
@@ -224,7 +225,8 @@ class BattleSim:
                 " agent_unit_order: both sides share the type bits"
             )
         for kind, name in zip(world["kinds"], self._kind_names, strict=True):
-            kind["ally_bit"] = agent_order.index(name) if name in agent_order else 0
+            allied = name.removesuffix("_RL")
+            kind["ally_bit"] = agent_order.index(allied) if allied in agent_order else 0
             kind["enemy_bit"] = enemy_order.index(name) if name in enemy_order else 0
         for count, shield, side in (
             ("n_allies", "shield_ally", "ally"),
@@ -255,9 +257,23 @@ class BattleSim:
             units["hunts"] = game_map["enemy_order"].get("attack_units", False)
         return units
 
+    def _set_variants(self, game_map):
+        """Fill in the start positions that vary from battle to battle."""
+        kinds, variants = self._template["kind"], self.world["variants"]
+        variants[:, 0] = -1
+        for row, (side, name, place, share, moved_to) in zip(
+            variants, game_map.get("start_variants", ()), strict=False
+        ):
+            mine = self._template["side"] == (side == "enemy")
+            at = np.hypot(self._template["x"] - place[0], self._template["y"] - place[1]) < 0.01
+            (unit,) = np.flatnonzero(mine & at & (kinds == self._kind_names.index(name)))
+            row[:] = unit, share, *moved_to
+
     def _fresh_units(self, names, spots, side):
         """UNIT rows in full health for the unit types `names` at spots (n, 2)."""
         units = np.zeros(len(names), UNIT)
+        if side == "ally":  # where the maps' own allied unit differs from the ladder's
+            names = [f"{name}_RL" if f"{name}_RL" in self._facts else name for name in names]
         units["kind"] = [self._kind_names.index(name) for name in names]
         units["x"], units["y"] = spots.T
         kinds = self.world["kinds"][units["kind"]]
