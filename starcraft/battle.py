@@ -206,11 +206,11 @@ def push_apart(units, world):
 
 @njit(**JIT)
 def call_for_help(i, v, units, world):
-    """Unit v was struck by unit i: enemies without a target that stand near v turn on i."""
-    for k in range(world.n_allies, len(units)):
+    """Unit v was struck by unit i: who of its side has no target and stands near v turns on i."""
+    for k in range(len(units)):
         w = units[k]
-        idle = w.health > 0 and w.order == AUTO and w.target < 0
-        if idle and v.side == w.side and world.kinds[w.kind].weapon & world.kinds[units[i].kind].seen_as:
+        idle = w.health > 0 and w.order == AUTO and w.target < 0 and w.side == v.side
+        if idle and world.kinds[w.kind].weapon & world.kinds[units[i].kind].seen_as:
             if distance(v, w) <= CALL_RADIUS:
                 w.target = i
 
@@ -463,11 +463,14 @@ def live(i, units, world, book):
 
 @njit(**JIT)
 def give_orders(units, actions, world):
-    """Turn the agents' SMAC actions (N,) into orders. A new order breaks off a raised weapon."""
+    """Turn the agents' SMAC actions (N,) into orders. A new order breaks off a raised weapon.
+
+    An ally on AUTO plays by itself, for tests: its action means nothing.
+    """
     for i in range(world.n_allies):
         u, action = units[i], actions[i]
         kind = world.kinds[u.kind]
-        if u.health <= 0:
+        if u.health <= 0 or u.order == AUTO:
             continue
         target = -1
         if action >= FIRST_TARGET:
@@ -529,10 +532,10 @@ def play(units, actions, world, book):
         units[i].before = units[i].health + units[i].shield
     give_orders(units, actions, world)
     for _ in range(world.step_mul):
-        backwards = uniform(book, 0.0, 1.0) < 0.5  # who goes first is drawn: neither side gains
+        # which side goes first is drawn, and all else is alike: neither side gains by it
+        first = 0 if uniform(book, 0.0, 1.0) < 0.5 else world.n_allies
         for k in range(len(units)):
-            i = len(units) - 1 - k if backwards else k
-            live(i, units, world, book)
+            live((first + k) % len(units), units, world, book)
         push_apart(units, world)
         book.clock += 1
         bang = True

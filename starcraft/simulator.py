@@ -258,16 +258,19 @@ class BattleSim:
         return units
 
     def _set_variants(self, game_map):
-        """Fill in the start positions that vary from battle to battle."""
-        kinds, variants = self._template["kind"], self.world["variants"]
+        """Fill in the start positions that vary from battle to battle, see begin.
+
+        Those of units that are not there, on other terrain or in an altered map, are left out.
+        """
+        units, variants = self._template, self.world["variants"]
         variants[:, 0] = -1
-        for row, (side, name, place, share, moved_to) in zip(
-            variants, game_map.get("start_variants", ()), strict=False
-        ):
-            mine = self._template["side"] == (side == "enemy")
-            at = np.hypot(self._template["x"] - place[0], self._template["y"] - place[1]) < 0.01
-            (unit,) = np.flatnonzero(mine & at & (kinds == self._kind_names.index(name)))
-            row[:] = unit, share, *moved_to
+        rows = iter(variants)
+        for side, name, (x, y), share, moved_to in game_map.get("start_variants", ()):
+            there = (np.hypot(units["x"] - x, units["y"] - y) < 0.01) & (
+                units["kind"] == self._kind_names.index(name)
+            )
+            for unit in np.flatnonzero(there & (units["side"] == (side == "enemy"))):
+                next(rows)[:] = unit, share, *moved_to
 
     def _fresh_units(self, names, spots, side):
         """UNIT rows in full health for the unit types `names` at spots (n, 2)."""
