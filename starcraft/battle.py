@@ -30,6 +30,7 @@ from .maps import (
     JIT,
     MOVE,
     NORTH,
+    OVERLAP,
     SOUTH,
     STOP,
     STRAIGHT,
@@ -39,9 +40,9 @@ from .maps import (
 STAY = -1.0  # instead of a distance to walk up to
 SCAN_EVERY = 5  # loops between two looks for a better target
 INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot stop it short
-SPAWN_SHIFT = 0.5  # each side's start block is moved by up to this, each way, every battle
+CALL_RADIUS = 4.0  # game data (CallForHelp): friends so near help who is struck
 LEASH = 21.0  # a chased target farther away than this is given up
-SQUEEZE = 0.98  # units pass each other so close, as a share of what their bodies allow
+SAME_WAY = 0.9  # cosine of the angle up to which two units walk the same way
 HEADINGS = 16  # directions that a blocked unit tries
 HALF_TURN = HEADINGS // 2
 COS = np.cos(np.arange(HEADINGS) * 2 * np.pi / HEADINGS)
@@ -94,22 +95,34 @@ def turned(hx, hy, k):
 def blocked_headings(i, hx, hy, step, count, units):
     """Bit k is set if a step along (hx, hy), turned left by k * 22.5 degrees, runs into a unit.
 
-    Only bits 0 to count - 1 are looked at. Units that already overlap may move apart. With d from
-    this unit to another one and t along a heading, |d - step t|^2 < limit^2 is d t > bound.
+    Only bits 0 to count - 1 are looked at. Units that already overlap may move apart, and those
+    that walk the same way block nobody (recordings of 8m: a formation walks in full speed, its
+    bodies touching). With d from this unit to another one and t along a heading,
+    |d - step t|^2 < limit^2 is d t > bound.
     """
     u = units[i]
     blocked = 0
     for j in range(len(units)):
         v = units[j]
         dx, dy = v.x - u.x, v.y - u.y
-        reach = SQUEEZE * (u.body + v.body)
+        reach = u.body + v.body - OVERLAP
         apart = dx * dx + dy * dy
         if apart < (reach + step) ** 2 and v.health > 0 and u.layers & v.layers and j != i:
+            if v.heading_x * hx + v.heading_y * hy > SAME_WAY:
+                continue
             ahead, left = dx * hx + dy * hy, dy * hx - dx * hy
             bound = (apart + step * step - min(apart, reach * reach)) / (2 * step)
             for k in range(count):
                 blocked |= (ahead * COS[k] + left * SIN[k] > bound) << k
     return blocked
+
+
+@njit(**JIT)
+def step_along(u, hx, hy, step):
+    """Unit u goes `step` cells along the heading (hx, hy), and is seen to walk that way."""
+    u.x += step * hx
+    u.y += step * hy
+    u.heading_x, u.heading_y = hx, hy
 
 
 @njit(**JIT)
@@ -128,6 +141,8 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
         u.speed = 0.0
         return
     u.speed = min(u.speed + kind.acceleration, kind.speed)
+    if kind.acceleration < kind.speed:  # a Medivac brakes before it arrives
+        u.speed = min(u.speed, np.sqrt(2 * kind.acceleration * (far - stop_at)))
     step = min(u.speed, far - stop_at)
     if step <= 0.0:
         return
@@ -143,8 +158,7 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
     for count in (1, HEADINGS):  # most steps are free: look at the straight way alone first
         blocked = blocked_headings(i, hx, hy, step, count, units)
         if not blocked & 1 and not wall(u, u.x + hx * step, u.y + hy * step, world):
-            u.x += hx * step
-            u.y += hy * step
+            step_along(u, hx, hy, step)
             u.detour = 0
             return
     for n in range(2 * HALF_TURN - 2):
@@ -155,8 +169,7 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
         k = side * turn % HEADINGS
         tx, ty = turned(hx, hy, k)
         if not (blocked >> k & 1 or wall(u, u.x + step * tx, u.y + step * ty, world)):
-            u.x += step * tx
-            u.y += step * ty
+            step_along(u, tx, ty, step)
             u.detour = side
             return
 
@@ -178,7 +191,7 @@ def push_apart(units, world):
         for j in range(i):
             v = units[j]
             dx, dy = v.x - u.x, v.y - u.y
-            apart, reach = dx * dx + dy * dy, u.body + v.body
+            apart, reach = dx * dx + dy * dy, u.body + v.body - OVERLAP
             if apart < reach * reach and v.health > 0 and u.layers & v.layers:
                 u_firm, v_firm = stands_firm(u, world), stands_firm(v, world)
                 far = max(np.sqrt(apart), 1e-6)
@@ -189,6 +202,17 @@ def push_apart(units, world):
                 if not v_firm and not wall(v, v.x + share * dx, v.y + share * dy, world):
                     v.x += share * dx
                     v.y += share * dy
+
+
+@njit(**JIT)
+def call_for_help(i, v, units, world):
+    """Unit v was struck by unit i: who of its side has no target and stands near v turns on i."""
+    for k in range(len(units)):
+        w = units[k]
+        idle = w.health > 0 and w.order == AUTO and w.target < 0 and w.side == v.side
+        if idle and world.kinds[w.kind].weapon & world.kinds[units[i].kind].seen_as:
+            if distance(v, w) <= CALL_RADIUS:
+                w.target = i
 
 
 @njit(**JIT)
@@ -210,8 +234,8 @@ def hurt(i, j, units, world):
         v.health -= max(damage - absorbed - victim.armor, 0.5)
     if v.health <= 0:
         die(j, units, world)
-    elif v.order == AUTO and v.target < 0 and victim.weapon & attacker.seen_as:
-        v.target = i  # struck by somebody out of its sight
+    else:
+        call_for_help(i, v, units, world)
 
 
 @njit(**JIT)
@@ -328,7 +352,7 @@ def acquire(i, units, world, clock):
     is free, unless another one is in weapon range and it is not; a unit that has to go round
     something takes the nearest in scan range. Orders to attack units know no scan range.
     """
-    if (clock + i) % SCAN_EVERY:  # not all units in the same loop
+    if clock % SCAN_EVERY:  # all together: they stop in the same loop
         return
     u = units[i]
     kind = world.kinds[u.kind]
@@ -401,6 +425,7 @@ def live(i, units, world, book):
     if u.cooldown > 0:
         u.cooldown -= 1.0
     u.unhurt += 1.0
+    u.heading_x = u.heading_y = 0.0
     if u.shield < kind.shield and u.unhurt > kind.shield_delay:
         u.shield = min(u.shield + kind.shield_regen, kind.shield)
     if kind.health_regen > 0:
@@ -409,7 +434,9 @@ def live(i, units, world, book):
         u.energy = min(u.energy + kind.energy_regen, kind.energy_max)
 
     if u.target >= 0 and units[u.target].health <= 0:
-        u.target, u.windup = -1, -1.0
+        if u.windup >= 0:  # the attack never happened: the weapon is ready
+            u.windup, u.cooldown = -1.0, 0.0
+        u.target = -1
         if kind.second_hit > 0:
             u.flight = -1.0
         if u.order == ATTACK:
@@ -436,11 +463,14 @@ def live(i, units, world, book):
 
 @njit(**JIT)
 def give_orders(units, actions, world):
-    """Turn the agents' SMAC actions (N,) into orders. A new order breaks off a raised weapon."""
+    """Turn the agents' SMAC actions (N,) into orders. A new order breaks off a raised weapon.
+
+    An ally on AUTO plays by itself, for tests: its action means nothing.
+    """
     for i in range(world.n_allies):
         u, action = units[i], actions[i]
         kind = world.kinds[u.kind]
-        if u.health <= 0:
+        if u.health <= 0 or u.order == AUTO:
             continue
         target = -1
         if action >= FIRST_TARGET:
@@ -461,33 +491,38 @@ def give_orders(units, actions, world):
             u.order = HOLD
         else:
             u.order = MOVE
-            u.goal_x = u.x + world.move_amount * ((action == EAST) - (action == WEST))
-            u.goal_y = u.y + world.move_amount * ((action == NORTH) - (action == SOUTH))
+            u.heading_x = 1.0 * ((action == EAST) - (action == WEST))
+            u.heading_y = 1.0 * ((action == NORTH) - (action == SOUTH))
+            u.goal_x = u.x + world.move_amount * u.heading_x
+            u.goal_y = u.y + world.move_amount * u.heading_y
 
 
 @njit(**JIT)
 def begin(units, world, book):
-    """A new battle of fresh units: each side's block shifted a little, and the enemy's one order.
+    """A new battle of fresh units, and the enemy's one order: walk to the goal in formation.
 
-    How StarCraft II spreads units round their start point is not known to the hair's breadth, and
-    a battle that always began alike would be decided by that: hence the shift.
+    Every enemy keeps its offset from the middle of its group (recordings: exact to 0.001 cell).
     """
     book.clock, book.steps, book.terminated, book.truncated = 0, 0, 0, 0
     where = uniform(book, 0.0, 1.0)  # along the line of possible goals
-    for side in range(2):
-        shift_x = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
-        shift_y = uniform(book, -SPAWN_SHIFT, SPAWN_SHIFT)
-        for i in range(len(units)):  # no block is shifted into a wall
-            u = units[i]
-            if u.side == side and wall(u, u.x + shift_x, u.y + shift_y, world):
-                shift_x = shift_y = 0.0
-        for i in range(len(units)):
-            u = units[i]
-            if u.side == side:
-                u.x += shift_x
-                u.y += shift_y
-                u.goal_x = world.goals[0, 0] + where * (world.goals[1, 0] - world.goals[0, 0])
-                u.goal_y = world.goals[0, 1] + where * (world.goals[1, 1] - world.goals[0, 1])
+    for variant in range(len(world.variants)):  # places that the engine takes now and then
+        j, share, x, y = world.variants[variant]
+        if j >= 0 and uniform(book, 0.0, 1.0) < share:
+            units[int(j)].x, units[int(j)].y = x, y
+    goal_x = world.goals[0, 0] + where * (world.goals[1, 0] - world.goals[0, 0])
+    goal_y = world.goals[0, 1] + where * (world.goals[1, 1] - world.goals[0, 1])
+    middle_x, middle_y = 0.0, 0.0
+    for j in range(world.n_allies, len(units)):
+        middle_x += units[j].x / world.n_enemies
+        middle_y += units[j].y / world.n_enemies
+    far = max(np.sqrt((goal_x - middle_x) ** 2 + (goal_y - middle_y) ** 2), 1e-9)
+    for j in range(world.n_allies, len(units)):
+        v = units[j]
+        v.heading_x, v.heading_y = (goal_x - middle_x) / far, (goal_y - middle_y) / far
+        v.goal_x, v.goal_y = goal_x, goal_y
+        if goal_x >= 0 and not wall(v, goal_x + v.x - middle_x, goal_y + v.y - middle_y, world):
+            v.goal_x += v.x - middle_x
+            v.goal_y += v.y - middle_y
 
 
 @njit(**JIT)
@@ -497,10 +532,10 @@ def play(units, actions, world, book):
         units[i].before = units[i].health + units[i].shield
     give_orders(units, actions, world)
     for _ in range(world.step_mul):
+        # which side goes first is drawn, and all else is alike: neither side gains by it
+        first = 0 if uniform(book, 0.0, 1.0) < 0.5 else world.n_allies
         for k in range(len(units)):
-            # the sides take turns at going first, so that neither gains by it
-            i = k if book.clock % 2 == 0 else len(units) - 1 - k
-            live(i, units, world, book)
+            live((first + k) % len(units), units, world, book)
         push_apart(units, world)
         book.clock += 1
         bang = True

@@ -22,8 +22,10 @@ NO_OP, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)  # SMAC's actions
 HOLD, MOVE, ATTACK, AUTO = range(4)  # orders; AUTO chooses its own targets (enemies)
 STRAIGHT, NO_ROUTE = 8, 9  # entries of the route table that are not directions
 GROUND, AIR = 1, 2
+OVERLAP = 63 / 1024  # cells by which bodies may overlap
 LAYERS = {"Ground": 1, "Flying": 2, "Colossus": 4, "Structure": 8}
 FLYING = LAYERS["Flying"]
+VARIANTS = 4  # at most so many start positions of a map vary
 DX = np.array([1, 1, 0, -1, -1, -1, 0, 1])  # the eight directions of the route table
 DY = np.array([0, 1, 1, 1, 0, -1, -1, -1])
 # Numba's options for functions that are called by others here, and for kernels, called from Python.
@@ -54,6 +56,7 @@ UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
         "windup",  # loops until the raised weapon hits or fires; -1 = not raised
         "flight",  # loops until the shot (or second hit) lands; -1 = none under way
         "goal_x", "goal_y",
+        "heading_x", "heading_y",  # the direction in which it walked last; 0, 0 = it stood
         "before")]  # health + shield at the start of the step
     + [(name, np.int64) for name in (
         "layers", "kind", "order", "target", "flight_target", "side",
@@ -63,8 +66,8 @@ UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
 )  # fmt: skip
 
 
-def unit_facts(balance="liberty"):
-    """The `units` of smac_maps.json under a balance: "liberty" (the maps' own) or "ladder"."""
+def unit_facts(balance="ladder"):
+    """The `units` of smac_maps.json under a balance: "ladder" (the game's) or "liberty" (the maps' own)."""
     if balance not in ("liberty", "ladder"):
         raise ValueError(f"unknown balance {balance!r}: choose liberty or ladder")
     facts = copy.deepcopy(DATA["units"])
@@ -195,30 +198,50 @@ def fill_routes(walkable, route):
                     route[goal, cell] = STRAIGHT
 
 
-def spawn_spots(groups, facts, walkable, mirror):
-    """(count, 2) start positions: each unit at the free place nearest to its group's point.
+def grid_places(step):
+    """Places round a point, nearest first, on a square grid of width `step`: yields (dx, dy).
 
-    Order of creation, as the map lists it. `mirror` (-1 or 1) turns the block round in x, so
-    that the two sides of a symmetric map face each other alike.
+    Places at the same distance come in turns of four: south, east, north, west.
     """
-    offsets = [(dx / 8, dy / 8) for dx in range(-96, 97) for dy in range(-96, 97)]
-    offsets.sort(key=lambda o: (o[0] ** 2 + o[1] ** 2, -o[0], abs(o[1]), o[1]))
-    placed = []  # x, y, body, layers
+    yield 0.0, 0.0
+    size = 24
+    corners = [(n * n + k * k, k, n) for n in range(1, size) for k in range(n + 1)]
+    for _, k, n in sorted(corners):
+        for x, y in [(k, -n)] + [(n, -k)] * (0 < k < n):
+            for _ in range(4):
+                yield step * x, step * y
+                x, y = -y, x
+
+
+def spawn_spots(groups, facts, walkable):
+    """(count, 2) start positions: StarCraft II's rule, in the order of creation.
+
+    Every unit takes the first free place of a grid as wide as its radius; bodies may overlap by
+    OVERLAP. The eight places next to the point need not be free: there a unit is pushed out of
+    the others, the last one created first, by up to its radius. Found in the recordings: see
+    `start_positions` in smac_maps.json.
+    """
+    placed = []  # x, y, radius, layers
     for name, count, x0, y0 in groups:
-        body = facts[name]["separation_radius"] + 0.05
+        radius = facts[name]["radius"]
         layers = sum(LAYERS[layer] for layer in facts[name]["collides_with"])
-        candidates = iter(offsets)
         for _ in range(count):
-            for dx, dy in candidates:
-                x, y = x0 + mirror * dx, y0 + dy
-                if not (0 <= x < walkable.shape[0] and 0 <= y < walkable.shape[1]):
-                    continue
-                if walkable[int(x), int(y)] and all(
-                    not layers & other[3]
-                    or (x - other[0]) ** 2 + (y - other[1]) ** 2 >= (body + other[2]) ** 2
-                    for other in placed
-                ):
-                    placed.append((x, y, body, layers))
+            rivals = [other for other in reversed(placed) if layers & other[3]]
+            for k, (dx, dy) in enumerate(grid_places(radius)):
+                x, y = x0 + dx, y0 + dy
+                for other_x, other_y, other_radius, _ in rivals if 0 < k < 9 else ():
+                    far, reach = np.hypot(x - other_x, y - other_y), radius + other_radius - OVERLAP
+                    if 0 < far < reach:
+                        x = other_x + (x - other_x) * reach / far
+                        y = other_y + (y - other_y) * reach / far
+                free = all(
+                    np.hypot(x - other[0], y - other[1]) >= radius + other[2] - OVERLAP - 1e-9
+                    for other in rivals
+                )
+                pushed = np.hypot(x - x0 - dx, y - y0 - dy)
+                inside = 0 <= x < walkable.shape[0] and 0 <= y < walkable.shape[1]
+                if free and pushed <= radius and inside and walkable[int(x), int(y)]:
+                    placed.append((x, y, radius, layers))
                     break
             else:
                 raise ValueError(f"no room to place {count} {name} around ({x0}, {y0})")
@@ -236,6 +259,7 @@ def world_fields(X, Y):
         ("step_mul", np.int64),
         ("move_amount", np.float64),
         ("goals", np.float64, (2, 2)),  # ends of the line on which the enemy's attack-move ends
+        ("variants", np.float64, (VARIANTS, 4)),  # unit, share of the battles, x, y; see begin
         ("kinds", KIND, (len(DATA["units"]),)),
         ("walkable", np.uint8, (X, Y)),
         ("with_cliffs", np.uint8, (X, Y)),  # for units that walk cliffs

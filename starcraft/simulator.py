@@ -193,7 +193,7 @@ class BattleSim:
         map_name: a key of MAPS.
         n_envs: number of battles E; they are independent, and battle b is seeded with seed + b.
         seed: non-negative integer.
-        balance: "liberty", the figures of the maps' own data, or "ladder", those of patch 4.10.
+        balance: "ladder", the figures of patch 4.10, as in the game, or "liberty", the maps' own.
         terrain: instead of the map's own: a name, or an (X, Y) bool array, True = walkable.
         terrain_height: (X, Y) uint8, used by obs_terrain_height only. The real maps' heights are
             not known here: 127 everywhere by default.
@@ -208,7 +208,7 @@ class BattleSim:
     _SHOWN = ("last_actions", "obs", "state", "avail_actions")
 
     def __init__(
-        self, map_name, n_envs=1, seed=0, *, balance="liberty", terrain=None, terrain_height=None,
+        self, map_name, n_envs=1, seed=0, *, balance="ladder", terrain=None, terrain_height=None,
         **options,
     ):  # fmt: skip
         check_arguments(map_name, n_envs, seed, options)
@@ -227,6 +227,7 @@ class BattleSim:
         self._template = np.concatenate(
             [self._spawn(game_map, "ally"), self._spawn(game_map, "enemy")]
         )
+        self._set_variants(game_map)
 
         self.n_agents, self.n_enemies = int(self.world["n_allies"]), int(self.world["n_enemies"])
         self.n_actions = FIRST_TARGET + self.n_enemies
@@ -298,7 +299,8 @@ class BattleSim:
                 " agent_unit_order: both sides share the type bits"
             )
         for kind, name in zip(world["kinds"], self._kind_names, strict=True):
-            kind["ally_bit"] = agent_order.index(name) if name in agent_order else 0
+            allied = name.removesuffix("_RL")
+            kind["ally_bit"] = agent_order.index(allied) if allied in agent_order else 0
             kind["enemy_bit"] = enemy_order.index(name) if name in enemy_order else 0
         for count, shield, side in (
             ("n_allies", "shield_ally", "ally"),
@@ -318,8 +320,7 @@ class BattleSim:
     def _spawn(self, game_map, side):
         """Fresh UNIT rows of one side at their start positions, in SMAC's order."""
         groups = game_map[side]
-        mirror = -1 if side == "enemy" else 1
-        spots = spawn_spots(groups, self._facts, self.world["walkable"], mirror)
+        spots = spawn_spots(groups, self._facts, self.world["walkable"])
         names = [name for name, count, _, _ in groups for _ in range(count)]
         order = list(range(len(names)))
         if side == "ally":  # SMAC numbers agents by unit type, then x, then y
@@ -330,9 +331,26 @@ class BattleSim:
             units["hunts"] = game_map["enemy_order"].get("attack_units", False)
         return units
 
+    def _set_variants(self, game_map):
+        """Fill in the start positions that vary from battle to battle, see begin.
+
+        Those of units that are not there, on other terrain or in an altered map, are left out.
+        """
+        units, variants = self._template, self.world["variants"]
+        variants[:, 0] = -1
+        rows = iter(variants)
+        for side, name, (x, y), share, moved_to in game_map.get("start_variants", ()):
+            there = (np.hypot(units["x"] - x, units["y"] - y) < 0.01) & (
+                units["kind"] == self._kind_names.index(name)
+            )
+            for unit in np.flatnonzero(there & (units["side"] == (side == "enemy"))):
+                next(rows)[:] = unit, share, *moved_to
+
     def _fresh_units(self, names, spots, side):
         """UNIT rows in full health for the unit types `names` at spots (n, 2)."""
         units = np.zeros(len(names), UNIT)
+        if side == "ally":  # where the maps' own allied unit differs from the ladder's
+            names = [f"{name}_RL" if f"{name}_RL" in self._facts else name for name in names]
         units["kind"] = [self._kind_names.index(name) for name in names]
         units["x"], units["y"] = spots.T
         kinds = self.world["kinds"][units["kind"]]
