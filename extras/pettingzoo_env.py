@@ -57,7 +57,7 @@ class SMACParallelEnv(ParallelEnv, EzPickle):
         kinds, count = self._sim.units[0]["kind"][: self._sim.n_agents], Counter()
         self.possible_agents = []
         for kind in kinds:
-            name = self._sim._kind_names[kind].lower()
+            name = self._sim._kind_names[kind].removesuffix("_RL").lower()
             self.possible_agents.append(f"{name}_{count[name]}")
             count[name] += 1
         self.agents = []

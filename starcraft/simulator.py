@@ -661,9 +661,10 @@ class StarCraft2Env(MultiAgentEnv):
         )
         self._kinds = {}  # unit type -> its row of KIND
         for kind, name in zip(world["kinds"], self._sim._kind_names, strict=True):
-            own_type = FIRST_ALLY_TYPE + order.index(name) if name in order else 0  # 0: no agent's
-            setattr(self, f"{name.lower()}_id", own_type)
-            self._kinds |= {own_type: kind, TYPE_IDS[name]: kind}
+            base = name.removesuffix("_RL")
+            own_type = FIRST_ALLY_TYPE + order.index(base) if base in order else 0  # 0: no agent's
+            setattr(self, f"{base.lower()}_id", own_type)
+            self._kinds |= {own_type: kind, TYPE_IDS[base]: kind}
 
     # ------------------------------------------------------------------------------ playing
 
@@ -842,7 +843,7 @@ class StarCraft2Env(MultiAgentEnv):
         sides = {}, {}
         for tag, row in enumerate(rows, 1):
             kind, side = self._sim.world["kinds"][row["kind"]], sides[row["side"]]
-            unit_type = TYPE_IDS[self._sim._kind_names[row["kind"]]]
+            unit_type = TYPE_IDS[self._sim._kind_names[row["kind"]].removesuffix("_RL")]
             if row["side"] == 0:
                 unit_type = FIRST_ALLY_TYPE + int(kind["ally_bit"])
             numbers = (
