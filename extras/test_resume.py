@@ -382,6 +382,22 @@ def test_a_restored_buffer_goes_on_exactly(tmp_path, monkeypatch):
         check_running(saved, ReplayBuffer(20, 3, 7, **SIZES), "it")
 
 
+def test_a_piece_is_kept_as_long_as_one_of_its_episodes(tmp_path):
+    buffer = ReplayBuffer(5, 2, 7, **SIZES)
+    on_disk = BufferFiles(tmp_path, buffer)
+    source = ReplayBuffer(20, 2, 7, **SIZES)
+    play(source, 60)
+    for closed, episode in enumerate(source.episodes, start=1):
+        buffer.append(episode)
+        saved = on_disk.save(closed)
+        on_disk.clean()
+        restored = ReplayBuffer(5, 2, 7, **SIZES)
+        BufferFiles(tmp_path, restored).load(saved)
+        assert saved["pieces"] == list(range(max(closed - 4, 1), closed + 1))
+        for one, other in zip(buffer.episodes, restored.episodes, strict=True):
+            np.testing.assert_equal(one, other)
+
+
 @pytest.mark.parametrize("write", ["whole", "fails"])
 def test_a_file_is_flushed_to_the_disk_before_it_gets_its_name(tmp_path, monkeypatch, write):
     path, done = tmp_path / "file", []
