@@ -362,6 +362,19 @@ def test_no_edited_checkpoint_crashes_anything(tmp_path, monkeypatch, capsys, ga
     assert refused > times / 2
 
 
+def test_a_weight_that_is_no_number_is_refused(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 120)
+        start(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = files.load(path)
+    state["learner"]["agent"]["fc1.bias"][3] = float("nan")
+    torch.save(state, path)
+    with pytest.raises(SystemExit):
+        resume(tmp_path / "run")
+    assert "learner, agent, fc1.bias must be finite numbers" in capsys.readouterr().err
+
+
 def test_edited_pieces_of_replay(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_at(patch, 120)

@@ -1,0 +1,88 @@
+"""Tests of single rules of a battle, one game loop at a time. SMAC: https://arxiv.org/abs/1902.04043
+
+    python -m pytest starcraft/test_rules.py
+
+N agents, M enemies. Rows of place_units: x, y, health, shield, energy, weapon cooldown.
+"""
+
+import numpy as np
+import pytest
+
+from .interface import judge
+from .maps import FIRST_TARGET, MAPS, NO_OP, STOP
+from .simulator import BattleSim
+
+GONE = [0, 0, 0, 0, 0, 0]
+
+
+def test_a_medivac_alone_has_lost_but_two_have_not(monkeypatch):
+    """SMAC's rule, also where it is odd: it counts whether one enemy is left."""
+    enemy = [["Marine", 1, 23, 16], ["Medivac", 2, 23, 16]]
+    monkeypatch.setitem(MAPS, "mine", {**MAPS["MMM"], "enemy": enemy})
+    sim = BattleSim("mine")
+    ally = [[10, 16, 45, 0, 0, 0]] * sim.n_agents
+    medivac = [25, 16, 150, 0, 50, 0]
+    for left, won in (([medivac, medivac], False), ([GONE, medivac], True)):
+        sim.place_units(0, ally, [GONE, *left], enemy_types=["Marine", "Medivac", "Medivac"])
+        judge(sim.units[0], sim.world, sim.book[0])
+        assert bool(sim.book[0]["battle_won"]) == bool(sim.book[0]["terminated"]) == won
+
+
+def fight(map_name, ally, enemy, actions, loops, **changes):
+    """One battle with step_mul 1; the enemies stand still and hold their fire. Yields the UNIT rows
+    after each loop. changes: fields of the enemies' kinds."""
+    sim = BattleSim(map_name, step_mul=1)
+    sim.place_units(0, ally, enemy)
+    units = sim.units[0]
+    units["order"][sim.n_agents :] = 0  # HOLD
+    for field, value in changes.items():
+        sim.world["kinds"][field][units["kind"][sim.n_agents]] = value
+    for loop in range(loops):
+        sim.step(np.array([actions(loop)]))
+        yield units.copy()
+
+
+def test_a_hit_takes_half_a_point_at_least():
+    ally = [[10, 16, 45, 0, 0, 0], GONE, GONE]
+    enemy = [[13, 16, 45, 0, 0, 0], [30, 30, 45, 0, 0, 0], [30, 2, 45, 0, 0, 0]]
+    shoot = [FIRST_TARGET, NO_OP, NO_OP]
+    health = [
+        units["health"][3] for units in fight("3m", ally, enemy, lambda _: shoot, 60, armor=100.0)
+    ]
+    lost = -np.diff([45, *health])
+    assert set(lost.tolist()) == {0, 0.5} and 3 <= (lost > 0).sum() <= 5  # 60 loops, one in 9.8
+
+
+STALKER = [[10, 16, 80, 80, 0, 0], GONE, GONE]
+ZEALOTS = [[14, 16, 100, 50, 0, 0], [13, 12, 100, 50, 0, 0], [30, 2, 100, 50, 0, 0]]
+
+
+@pytest.mark.parametrize("other", [STOP, FIRST_TARGET + 1])
+def test_an_order_that_breaks_off_an_attack_leaves_the_weapon_ready(other):
+    def actions(loop):
+        return [FIRST_TARGET if loop == 0 else other, NO_OP, NO_OP]
+
+    first, second, *_ = fight("3s_vs_3z", STALKER, ZEALOTS, actions, 2)
+    assert first["windup"][0] > 0 and first["cooldown"][0] > 0
+    if other == STOP:
+        assert second["windup"][0] == -1 and second["cooldown"][0] == 0
+    else:  # it has begun again, on the other one
+        assert second["target"][0] == 4 and second["cooldown"][0] >= first["cooldown"][0] - 3
+    assert (second["health"] + second["shield"])[3] == 150, "the shot never came"
+
+
+def test_the_second_blow_of_a_zealot_falls_with_its_victim():
+    """One that has 8 life dies of the first blow: the attacker is done with it at once."""
+    ally = [GONE, GONE, [14.9, 16, 100, 50, 0, 0], GONE, GONE]
+    enemy = [[16, 16, 8, 0, 0, 0], [30, 2, 80, 80, 0, 0], GONE, GONE, GONE]
+    hit = [NO_OP, NO_OP, FIRST_TARGET, NO_OP, NO_OP]
+
+    def actions(loop):
+        return hit if not dead else [NO_OP, NO_OP, STOP, NO_OP, NO_OP]
+
+    dead = []
+    for units in fight("2s3z", ally, enemy, actions, 25, armor=0.0):
+        if dead:
+            assert units["flight"][2] == -1
+        dead += [1] * int(units["health"][5] <= 0)
+    assert dead
