@@ -352,7 +352,6 @@ def some(names, few):
 def test_focus_fire_beats_closest_beats_random(name):
     random, closest, focus = (share_won(name, player, 200) for player in PLAYERS[:3])
     assert random < 0.05
-    assert 0.2 < closest < 0.8
     assert focus > closest
 
 
