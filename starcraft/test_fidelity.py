@@ -101,7 +101,7 @@ def test_walkers_of_one_way_do_not_block_each_other():
 
 
 def test_a_shot_on_a_dead_target_leaves_the_weapon_ready():
-    """Two Marines raise their weapons on one life: one shoots, the other may shoot again at once."""
+    """Two Marines raise their weapons on one life: one shoots, the other may shoot at once."""
     sim = BattleSim("2m_vs_1z", terrain=np.ones((32, 32), bool))
     sim.place_units(0, [[14, 15, 45, 0, 0, 0], [14, 17, 45, 0, 0, 0]], [[16, 16, 1, 0, 0, 0]])
     sim.step(np.full((1, 2), FIRST_TARGET))
