@@ -191,7 +191,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs per map (3)")
     parser.add_argument("--battles", type=int, default=4000, metavar="N", help="mirrored (4000)")
     parser.add_argument("--train", default=Path(__file__).parents[1] / "train.py", type=Path,
-                        metavar="FILE", help="the trainer (train.py beside this folder)")  # fmt: skip
+                        metavar="FILE", help="the trainer (../train.py)")  # fmt: skip
     parser.add_argument("--picture", default="fidelity.png", type=Path, metavar="FILE")
     args = parser.parse_args()
     if not (0 <= args.seeds <= 100 and 1 <= args.battles <= 100_000):
