@@ -1,7 +1,90 @@
+"""How near the simulator is to StarCraft II: a table and a picture.
+
+    python -m starcraft.fidelity                       # everything; early training takes minutes
+    python -m starcraft.fidelity --seeds 0             # without training: seconds
+
+The real game's figures and their sources are in `real_game.json`. E battles, N agents, M enemies.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import numpy as np
 
-from .maps import AUTO
+from .maps import AUTO, EAST, FIRST_TARGET, STOP
 from .simulator import BattleSim
+
+REAL = json.loads(Path(__file__).with_name("real_game.json").read_text())
+EQUAL_SIDES = ("3m", "8m", "2s3z", "3s5z", "1c3s5z")
+# The tolerance of a fact: cells, loops, or a share of the real figure.
+CELL, WAY, INTERVAL, RETURN, LENGTH, FAIR = 0.001, 0.01, 1.0, 0.04, 0.06, 0.025
+WALK = 24 / 4096  # cells in 24 loops: the game cuts each loop's way down to 1/4096 cell
+EARLY_STEPS = 10_000
+
+
+def start_error(name):
+    """The largest distance, in cells, of an ally's start position from a recorded one of its."""
+    fresh = BattleSim(name)._template
+    spots = np.stack((fresh["x"], fresh["y"]), -1)[fresh["side"] == 0]
+    return max(
+        min(np.abs(spot - spots).max(-1).min() for spot in places)
+        for _, places in REAL["start_positions"][name]["allies"]
+    )
+
+
+def cells_wrong(name):
+    """How many enemies are not created in the recorded cell, in the recorded order."""
+    fresh = BattleSim(name)._template
+    enemy = fresh[fresh["side"] == 1]
+    cells = np.stack((enemy["x"], enemy["y"]), -1).astype(int)
+    return int((cells != REAL["start_positions"][name]["enemy_cells"]).any(-1).sum())
+
+
+def lone_unit(kind, enemy, x=24.0, health=1e9):
+    """One battle of one allied `kind` at (8, 16) and one `enemy` at (x, 16) that does nothing."""
+    sim = BattleSim("2m_vs_1z", terrain=np.ones((32, 32), bool))
+    sim.place_units(
+        0, [[8, 16, 1, 0, 50, 0], [0, 0, 0, 0, 0, 0]], [[x, 16, health, 0, 0, 0]],
+        ally_types=[kind, "Marine"], enemy_types=[enemy],
+    )  # fmt: skip
+    sim.units[0, 0]["health"] = 1e9
+    sim.units[0, 2]["order"] = AUTO + 1  # no order at all
+    return sim
+
+
+def way(kind):
+    """Cells that a unit walks east in its first 8 loops."""
+    sim = lone_unit(kind, "Zealot")
+    sim.step(np.array([[EAST, 0]]))
+    return float(sim.units[0, 0]["x"]) - 8
+
+
+def kill_interval(kind, attacks=200):
+    """Mean loops from one attack of a unit to the next, on a target that cannot die."""
+    sim = lone_unit(kind, "Zealot", x=12.0)
+    periods = []
+    for _ in range(attacks * 40 // 8):
+        before = sim.units[0, 0]["cooldown"]
+        sim.step(np.array([[FIRST_TARGET, 0]]))
+        sim.book["steps"] = 1
+        if sim.units[0, 0]["cooldown"] > before:  # a new attack has begun
+            periods.append(sim.book["clock"][0] - 8 + 0.0)
+    return (periods[-1] - periods[0]) / (len(periods) - 1)
+
+
+def enemy_walk(name, steps):
+    """(M, 2) positions of the enemies after so many steps; the allies walk east for three."""
+    sim = BattleSim(name)
+    for t in range(steps):
+        actions = np.full((1, sim.n_agents), EAST if t < 3 else STOP)
+        sim.units["health"] = 1e6  # nobody dies
+        sim.step(actions)
+    return np.stack((sim.units["x"], sim.units["y"]), -1)[0, sim.n_agents :]
 
 
 def mirrored_share(name, battles, seed=0):
@@ -20,12 +103,115 @@ def mirrored_share(name, battles, seed=0):
     fighting, won, lost = np.ones(battles, bool), 0, 0
     while fighting.any():
         dead = sim.units["health"][:, :N] <= 0
-        sim.avail_actions[:, :, :2] = np.stack((dead, ~dead), -1)  # N: as units stood before
-        step = sim.step(np.where(dead, 0, 1))
+        sim.avail_actions[:, :, :2] = np.stack((dead, ~dead), -1)  # as units stand, not as created
+        step = sim.step(np.where(dead, 0, STOP))
         over = step.terminated | step.truncated
-        won += (step.battle_won & fighting).sum()
         drawn = (sim.units["health"] <= 0).all(1) | step.truncated
+        won += (step.battle_won & fighting).sum()
         lost += (over & ~step.battle_won & ~drawn & fighting).sum()
         fighting &= ~over
         sim.reset(over)
-    return won / (won + lost), won + lost
+    return won / (won + lost)
+
+
+def early_training(name, seed, train):
+    """(return, episode length) over the first EARLY_STEPS steps of `train.py --paper`."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        flags = f"--paper --env sim --map {name} --seed {seed} --steps {EARLY_STEPS}"
+        flags += f" --test-interval {EARLY_STEPS} --test-episodes 1 --run-dir {run}"
+        done = subprocess.run(
+            [sys.executable, train, *flags.split()],
+            cwd=Path(train).parent, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            sys.exit(f"{train} failed on {name}: {done.stderr.strip().splitlines()[-1]}")
+        with (run / "metrics.csv").open() as file:
+            last = list(csv.DictReader(file))[-1]
+    return float(last["train_return"]), float(last["t_env"]) / float(last["episodes"])
+
+
+def measure(args):
+    """Yields (fact, map or unit, real, simulator, tolerance), tolerance in the fact's own units."""
+    for name in REAL["start_positions"]:
+        if REAL["start_positions"][name]["allies"]:
+            yield "start positions, error (cells)", name, 0.0, start_error(name), CELL
+        yield "enemies created in another cell", name, 0, cells_wrong(name), 0
+    for kind, real in REAL["way_in_8_loops"].items():
+        yield "way in 8 loops (cells)", kind, real, way(kind), WAY * real
+    for kind, row in REAL["kill_intervals"].items():
+        real = row["loops"]
+        yield "loops between two kills", kind, real, kill_interval(kind), INTERVAL
+    unit, x, y = REAL["enemy_8m"]["loop_24"][0]
+    found = enemy_walk("8m", 3)[unit - 8]
+    yield "enemy after 24 loops, x", "8m", x, found[0], WALK
+    yield "enemy after 24 loops, y", "8m", y, found[1], WALK
+    for name in EQUAL_SIDES:
+        share = mirrored_share(name, args.battles)
+        yield "allies' share of mirrored battles", name, 0.5, share, FAIR
+    for name in args.maps if args.seeds else ():
+        real = REAL["early_training"][name]
+        runs = [early_training(name, seed, args.train) for seed in range(1, args.seeds + 1)]
+        for k, (fact, tolerance) in enumerate((("return", RETURN), ("length", LENGTH))):
+            allowed = tolerance * real[fact]
+            if fact == "return":
+                allowed = max(allowed, 3 * real["return_sd"])
+            ours = float(np.mean([run[k] for run in runs]))
+            yield f"first 10,000 steps, {fact}", name, real[fact], ours, allowed
+
+
+def draw(rows, path):
+    """Real and simulated early training side by side, map by map."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5))
+    for axis, fact in zip(axes, ("return", "length"), strict=True):
+        chosen = [row for row in rows if row[0].endswith(fact)]
+        at = np.arange(len(chosen))
+        axis.bar(
+            at - 0.2, [row[2] for row in chosen], 0.4, yerr=[row[4] for row in chosen], label="game"
+        )
+        axis.bar(at + 0.2, [row[3] for row in chosen], 0.4, label="simulator")
+        axis.set_xticks(at, [row[1] for row in chosen], rotation=40, ha="right", fontsize=8)
+        axis.set_title(f"first 10,000 steps: {fact}; whiskers: tolerance", fontsize=9)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    trained = list(REAL["early_training"])
+    parser = argparse.ArgumentParser(description="The simulator beside the real game.")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")  # one line
+    parser.add_argument("--maps", nargs="+", default=trained, choices=trained, metavar="NAME",
+                        help="maps whose early training is measured (all recorded)")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs per map (3)")
+    parser.add_argument("--battles", type=int, default=4000, metavar="N", help="mirrored (4000)")
+    parser.add_argument("--train", default=Path(__file__).parents[1] / "train.py", type=Path,
+                        metavar="FILE", help="the trainer (../train.py)")  # fmt: skip
+    parser.add_argument("--picture", default="fidelity.png", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    if not (0 <= args.seeds <= 100 and 1 <= args.battles <= 100_000):
+        parser.error("--seeds must be from 0 to 100 and --battles from 1 to 100000")
+    if args.seeds and not args.train.is_file():
+        parser.error(f"there is no {args.train}: name a trainer by --train, or give --seeds 0")
+    print(
+        "| fact | map or unit | game | simulator | tolerance | holds |\n|---|---|--:|--:|--:|---|"
+    )
+    rows = []
+    for row in measure(args):
+        fact, where, real, ours, tolerance = row
+        holds = "yes" if abs(ours - real) <= tolerance else "**no**"
+        print(f"| {fact} | {where} | {real:.4g} | {ours:.4g} | {tolerance:.3g} | {holds} |",
+              flush=True)  # fmt: skip
+        rows.append(row)
+    if args.seeds:
+        draw(rows, args.picture)
+        print(f"\nPicture: {args.picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -67,7 +67,7 @@ UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
 
 
 def unit_facts(balance="ladder"):
-    """The `units` of smac_maps.json under a balance: "ladder" (the game's) or "liberty" (the maps' own)."""
+    """The `units` of smac_maps.json: balance "ladder" (the game's) or "liberty" (the maps' own)."""
     if balance not in ("liberty", "ladder"):
         raise ValueError(f"unknown balance {balance!r}: choose liberty or ladder")
     facts = copy.deepcopy(DATA["units"])
