@@ -219,7 +219,7 @@ def spawn_spots(groups, facts, walkable):
     Every unit takes the first free place of a grid as wide as its radius; bodies may overlap by
     OVERLAP. The eight places next to the point need not be free: there a unit is pushed out of
     the others, the last one created first, by up to its radius. Found in the recordings: see
-    `start_positions` in smac_maps.json.
+    `start_positions` in real_game.json.
     """
     placed = []  # x, y, radius, layers
     for name, count, x0, y0 in groups:
