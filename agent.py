@@ -44,11 +44,12 @@ class RNNAgent(nn.Module):
         """Whole episodes at once, from their first steps: what forward gives step by step.
 
         inputs (P, N, I) float, as a Batch has its observations: sizes[t] of them at step t.
-        -> agent_qs (P, N, A).
+        -> agent_qs (P, N, A). Without a memory it would be one call of forward for all rows.
         """
         P, N, _ = inputs.shape
         x = torch.relu(self.fc1(inputs)).flatten(0, 1)  # (P, N, H) -> (P * N, H)
-        rows = N * torch.tensor(sizes)  # at each step; each agent of an episode is one
+        # A PackedSequence is laid out as a Batch is; each agent of each episode is a sequence.
+        rows = N * torch.tensor(sizes)  # at each step
         x = self.rnn(PackedSequence(x, rows))[0].data  # (P * N, H)
         return self.fc2(x).unflatten(0, (P, N))  # (P * N, A) -> (P, N, A)
 

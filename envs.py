@@ -21,14 +21,13 @@ E environments run side by side with N agents, A actions, O numbers per observat
 - The arrays and the fields of Step are overwritten by the next step or reset: copy what you keep.
 - Environment i is seeded with seed + i.
 
-Not every environment has these:
+Your own environment: a class with these names (TwoStepGame is short) and one line in ENVS. Where
+it has no state, let it be all observations side by side. It may have more; few do:
 
     env.state_dict(), env.load_state_dict(saved)    without them a run does not resume exactly
-    env.name, env.version, env.map_name             what is really played: of ENVS, and --map
+    env.map_name                                    for a game with maps, which a run is named after
+    env.version                                     of the game, for config.json
     env.tests_play_here = True                      there can be no second one for the tests
-
-Your own environment: a class with these names (TwoStepGame is short) and one line in ENVS. Where
-it has no state, let it be all observations side by side.
 """
 
 import inspect
@@ -123,7 +122,7 @@ ENVS = {
 
 
 def make_env(env="auto", map_name="2s3z", n_envs=None, seed=0, **options):
-    """The vector environment ENVS[env], with a name.
+    """The vector environment ENVS[env]; env.name says which.
 
     n_envs: how many run side by side; None: PARALLEL, or as many games of StarCraft II as cores
     and memory allow. Raises ValueError: what cannot be had, and how to have it, in one line; and
@@ -142,4 +141,16 @@ def make_env(env="auto", map_name="2s3z", n_envs=None, seed=0, **options):
     made = ENVS[env](map_name, n_envs, seed, **options)
     if env != "auto":  # which is no name of a game
         made.name = env
+    E, N = made.n_envs, made.n_agents
+    for name, shape, dtype in (
+        ("obs", (E, N, made.obs_dim), "float32"),
+        ("state", (E, made.state_dim), "float32"),
+        ("avail_actions", (E, N, made.n_actions), "bool"),
+    ):
+        array = getattr(made, name)
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(
+                f"environment {env}: {name} must be {dtype} of shape {shape}, not {array.dtype} of"
+                f" shape {array.shape}"
+            )
     return made

@@ -74,11 +74,12 @@ class QLearner:
         B, F, N = batch.sizes[0], *batch.actions.shape
         inputs = build_inputs(batch.obs, batch.last_actions, batch.avail_actions.shape[-1])
         agent_qs = self.agent.unroll(inputs, batch.sizes)  # (P, N, A)
+        # Step f acted on row acted[f] and led to row B + f.
         q_tot = at(agent_qs[batch.acted], batch.actions)  # (F, N) of what was done
         if self.mixer:
             q_tot = self.mixer(q_tot, batch.state[batch.acted])  # (F,)
 
-        with torch.no_grad():  # one step later: all rows but the first B
+        with torch.no_grad():
             target_qs = self.target_agent.unroll(inputs, batch.sizes)[B:]  # (F, N, A)
             next_qs = agent_qs[B:] if self.double_q else target_qs
             best = next_qs.masked_fill(~batch.avail_actions[B:], -torch.inf).argmax(dim=-1)

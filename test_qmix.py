@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shlex
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,23 +100,24 @@ def make_learner(kind="qmix", seed=0, hypernet_layers=2, **options) -> QLearner:
 # ---- The reference: equations written out, one number or vector at a time
 
 
-def reference_agent_qs(w, obs, actions, length):
-    """Values [t][n] (A,) of one episode; t runs from 0 to length. w: weights by name."""
+def reference_inputs(obs, actions, t, n):
+    """What agent n reads at step t of an episode: (I,)."""
+    last_action, number = torch.zeros(A).double(), torch.zeros(N).double()
+    if t > 0:
+        last_action[actions[t - 1, n]] = 1
+    number[n] = 1
+    return torch.cat([obs[t, n], last_action, number])
+
+
+def reference_agent_qs(agent, obs, actions, length):
+    """Values [t][n] (A,) of one episode, step by step; t runs from 0 to length."""
     qs = [[None] * N for _ in range(length + 1)]
     for n in range(N):
-        h = torch.zeros(H, dtype=torch.float64)
+        hidden = agent.initial_hidden(1)
         for t in range(length + 1):
-            last_action, number = torch.zeros(A).double(), torch.zeros(N).double()
-            if t > 0:
-                last_action[actions[t - 1, n]] = 1
-            number[n] = 1
-            x = torch.cat([obs[t, n], last_action, number])
-            x = torch.clamp(w["fc1.weight"] @ x + w["fc1.bias"], min=0)
-            i_r, i_z, i_n = (w["rnn.weight_ih_l0"] @ x + w["rnn.bias_ih_l0"]).split(H)
-            h_r, h_z, h_n = (w["rnn.weight_hh_l0"] @ h + w["rnn.bias_hh_l0"]).split(H)
-            r, z = 1 / (1 + torch.exp(-(i_r + h_r))), 1 / (1 + torch.exp(-(i_z + h_z)))
-            h = (1 - z) * torch.tanh(i_n + r * h_n) + z * h
-            qs[t][n] = w["fc2.weight"] @ h + w["fc2.bias"]
+            x = reference_inputs(obs, actions, t, n)
+            agent_qs, hidden = agent(x.unsqueeze(0), hidden)
+            qs[t][n] = agent_qs[0]
     return qs
 
 
@@ -151,14 +151,13 @@ def reference_q_tot(kind, w, qs, s):
 
 def reference_loss(learner, kind, episodes, gamma, td_lambda, double_q, bootstrap_time_limit):
     """The loss, and the means of Q_tot and of the targets."""
-    online, target = dict(learner.agent.named_parameters()), learner.target_agent.state_dict()
     mix = dict(learner.mixer.named_parameters()) if learner.mixer else None
     target_mix = learner.target_mixer.state_dict() if learner.mixer else None
     q_tots, targets = [], []
     for episode, length, truncated in zip(episodes, LENGTHS, TRUNCATED, strict=True):
         obs, actions, state = episode["obs"], episode["actions"], episode["state"]
-        qs = reference_agent_qs(online, obs, actions, length)
-        target_qs = reference_agent_qs(target, obs, actions, length)
+        qs = reference_agent_qs(learner.agent, obs, actions, length)
+        target_qs = reference_agent_qs(learner.target_agent, obs, actions, length)
         # What the team (or, for iql, agent n) expects at step t when it goes on greedily.
         best = [[None] * N for _ in range(length + 1)]
         for t in range(length + 1):
@@ -252,7 +251,7 @@ def test_update_changes_online_weights_only_and_sync_copies_them(kind):
 
     online_before, target_before = online(), target()
     stats = learner.update(batch)
-    assert set(stats) == {"loss", "grad_norm", "q_tot", "target"}
+    assert set(stats) >= {"loss", "grad_norm", "q_tot", "target"}
     assert all(x.dim() == 0 and not x.requires_grad and x.isfinite() for x in stats.values())
     assert not any(map(torch.equal, online(), online_before)), "a weight got no gradient"
     assert all(map(torch.equal, target(), target_before))
@@ -319,9 +318,24 @@ def test_unroll_equals_acting_step_by_step():
         values.append(qs.unflatten(0, (-1, N)))
     whole = agent.unroll(inputs, sizes)
     torch.testing.assert_close(whole, torch.cat(values))
-    # It remembers: with another first input the values of the last step are others.
     other = torch.cat((inputs[:4] + 1, inputs[4:]))
-    assert not torch.allclose(agent.unroll(other, sizes)[-1], whole[-1])
+    changed = not torch.allclose(agent.unroll(other, sizes)[-1], whole[-1])
+    assert changed, "it remembers: another first input, other values at the last step"
+
+
+def test_the_agent_is_the_papers_drqn():
+    """Linear, ReLU, GRU, Linear, in the equations of the GRU."""
+    torch.manual_seed(0)
+    agent, x, h = RNNAgent(6, A, H).double(), torch.randn(4, 6).double(), torch.randn(4, H).double()
+    agent_qs, hidden = agent(x, h)
+    w = agent.state_dict()
+    x = torch.clamp(x @ w["fc1.weight"].T + w["fc1.bias"], min=0)
+    i_r, i_z, i_n = (x @ w["rnn.weight_ih_l0"].T + w["rnn.bias_ih_l0"]).split(H, dim=1)
+    h_r, h_z, h_n = (h @ w["rnn.weight_hh_l0"].T + w["rnn.bias_hh_l0"]).split(H, dim=1)
+    r, z = 1 / (1 + torch.exp(-(i_r + h_r))), 1 / (1 + torch.exp(-(i_z + h_z)))
+    h = (1 - z) * torch.tanh(i_n + r * h_n) + z * h
+    torch.testing.assert_close(hidden, h, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(agent_qs, h @ w["fc2.weight"].T + w["fc2.bias"])
 
 
 def test_inputs_are_observation_last_action_and_agent_number():
@@ -598,6 +612,25 @@ def test_auto_takes_the_simulator_where_starcraft_is_not_and_says_so(monkeypatch
     assert envs.make_env("auto", "3m", 2, 5).given == ("3m", 2, 5, 60.0)
     assert envs.make_env("sc2", "3m", None, 5, timeout=9).given == ("3m", None, 5, 9)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("obs", np.zeros((3, 2, 3)), "obs must be float32 of shape .3, 2, 3., not float64"),
+        ("state", np.zeros((3, 4), np.float32), "state must be .* not float32 of shape .3, 4."),
+        ("avail_actions", np.ones((3, 2, 2)), "avail_actions must be bool"),
+    ],
+)
+def test_an_environment_that_breaks_the_contract_is_named(monkeypatch, name, value, message):
+    class Broken(envs.TwoStepGame):
+        def __init__(self, *given):
+            super().__init__(*given)
+            setattr(self, name, value)
+
+    monkeypatch.setitem(envs.ENVS, "broken", Broken)
+    with pytest.raises(ValueError, match=f"environment broken: {message}"):
+        envs.make_env("broken", n_envs=3)
 
 
 # ---- The two-step game -----------------------------------------------

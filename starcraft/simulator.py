@@ -620,7 +620,7 @@ class StarCraft2Env(MultiAgentEnv):
         given = locals().copy()
         if heuristic_ai:
             raise ValueError("heuristic_ai: the simulator has no scripted allies, leave it out")
-        options = {name: given[name] for name in Options._fields}
+        options = {name: given[name] for name in Options._fields if name in given}  # SMAC's
         if step_mul is None:  # the map's own
             options["step_mul"] = 8
         self._seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
