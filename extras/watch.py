@@ -245,7 +245,10 @@ def describe(team, battles, sim):
     units = [
         {"type": sim._kind_names[u["kind"]], "side": int(u["side"]), "radius": float(u["radius"])}
         | {name: float(kinds[u["kind"]][name]) for name in ("health", "shield", "energy_max")}
-        | {name: float(kinds[u["kind"]][name]) for name in ("line_length", "blast_radius", "period")}
+        | {
+            name: float(kinds[u["kind"]][name])
+            for name in ("line_length", "blast_radius", "period")
+        }
         | {"heals": bool(kinds[u["kind"]]["heal_rate"] > 0)}
         for u in template
     ]
@@ -266,9 +269,7 @@ def two_step():
     for result in learned:
         values = [result[state] for state in two_step_game.STATES]
         label = f"{result['mixer']}, as learned"
-        tables.append(
-            {"label": label, "tables": values, "greedy_return": result["greedy_return"]}
-        )
+        tables.append({"label": label, "tables": values, "greedy_return": result["greedy_return"]})
     return {"two_step": tables}
 
 
