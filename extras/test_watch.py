@@ -75,6 +75,30 @@ def test_battle_shown_is_the_battle_played(tmp_path, map_name):
     assert 0 < walked < 0.6, "frames between the steps are missing or out of order"
 
 
+@pytest.mark.parametrize("map_name", ["2s3z", "MMM"])
+def test_nobody_is_hurt_without_a_shot_or_blow(map_name):
+    """Every loss of health or shield is where something that is drawn arrives, and at that loop."""
+    battle, frames, _ = watch.record(a_team(map_name, policy="focus"), SEED)
+    landed = {(e[2] if e[0] == "shot" else e[1], e[4]) for e in battle["events"]}
+    life = frames["health"] + frames["shield"]
+    hurt = np.argwhere(np.diff(life, axis=0) < -0.5) + (1, 0)
+    assert len(hurt) > 50 and all((t, j) in landed for t, j in hurt.tolist())
+
+
+def test_two_step_page(tmp_path, monkeypatch):
+    out = tmp_path / "page.html"
+    monkeypatch.setattr(watch.two_step_game, "ROUNDS", 20)
+    watch.main(["--two-step", "--out", str(out)])
+    truth, qmix, vdn = json.loads(re.search(r'id="data">(.*?)</script>', out.read_text(), re.S)[1])[
+        "two_step"
+    ]
+    paper = watch.two_step_game.PAPER["qmix"]
+    np.testing.assert_allclose(truth["tables"], paper, atol=0.006)
+    for kind, table in (("qmix", qmix), ("vdn", vdn)):
+        wanted = watch.two_step_game.play(kind, 0)
+        assert table["tables"] == [wanted[state] for state in watch.two_step_game.STATES]
+
+
 @pytest.mark.parametrize("mixer", ["qmix", "vdn", "iql"])
 def test_numbers_shown_are_those_of_agent_and_mixer(tmp_path, mixer):
     team = a_team(mixer=mixer)

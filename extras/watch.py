@@ -181,18 +181,20 @@ def events(frames, world):
             before, now = u[t - 1], u[t]
             if before["health"] > 0 and now["health"] <= 0:
                 found.append(["blast" if kind["suicide"] else "death", t, t + 8, i, i])
+            shoots = kind["missile_speed"] > 0 or kind["flight"] > 0
             if now["flight"] >= 0:
                 since = t if since is None else since
             elif since is not None:
-                found.append(["shot", since, t, i, int(u[t - 1]["flight_target"])])
+                what, first = ("shot", since) if shoots else ("blow", t)
+                if shoots or now["health"] > 0:  # who is dead lands no second blow
+                    found.append([what, first, t, i, int(before["flight_target"])])
                 since = None
             if now["health"] <= 0 or now["target"] < 0:
                 continue
             if kind["heal_rate"] > 0 and now["energy"] < before["energy"]:
                 found.append(["heal", t, t, i, int(now["target"])])
             raised = before["windup"] >= 0 or now["cooldown"] > before["cooldown"]
-            hit = raised and now["windup"] < 0 and now["cooldown"] > 0 and now["flight"] < 0
-            if hit and not kind["suicide"] and not kind["missile_speed"] and not kind["flight"]:
+            if raised and now["windup"] < 0 and now["cooldown"] > 0 and not shoots:
                 found.append(["blow", t, t + 2, i, int(now["target"])])
     return sorted(found, key=lambda event: event[1])
 
@@ -300,7 +302,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args, parser = parse_args(argv)
     torch.set_num_threads(1)
-    with parser.refuses():
+    try:
         if args.two_step:
             return write_page(args.out, two_step())
         teams = [open_team(f, args.policy, args.map) for f in args.compare or [args.run]]
@@ -321,6 +323,8 @@ def main(argv=None):
         ]
         ranges = {"sight": SIGHT_RANGE, "shoot": SHOOT_RANGE, "fps": LOOPS_PER_SECOND}
         write_page(args.out, {"teams": described, "shapes": SHAPES, "fields": SHOWN} | ranges)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -72,10 +72,11 @@ def headings(units):
 def shots(units, world):
     """Pairs (who, at whom): a shot in flight, a weapon just let go, or a healing beam."""
     kinds, target = world["kinds"][units["kind"]], units["target"]
-    flies = units["flight"] >= 0
+    flies = (units["flight"] >= 0) & (kinds["second_hit"] == 0)
     recent = units["cooldown"] > kinds["period"] - kinds["damage_point"] - 2
     strikes = (kinds["period"] > 0) & recent & (units["windup"] < 0) & ~flies & (target >= 0)
     aim = units[np.maximum(target, 0)]
+    strikes = strikes & (aim["health"] > 0)
     far = np.hypot(aim["x"] - units["x"], aim["y"] - units["y"]) - aim["radius"] - units["radius"]
     missing = aim["health"] < world["kinds"][aim["kind"]]["health"]
     heals = (kinds["heal_rate"] > 0) & (target >= 0) & missing & (far <= kinds["heal_range"] + 0.1)
