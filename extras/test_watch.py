@@ -81,7 +81,7 @@ def test_nobody_is_hurt_without_a_shot_or_blow(map_name):
     battle, frames, _ = watch.record(a_team(map_name, policy="focus"), SEED)
     landed = {(e[2] if e[0] == "shot" else e[1], e[4]) for e in battle["events"]}
     life = frames["health"] + frames["shield"]
-    hurt = np.argwhere(np.diff(life, axis=0) < -0.5) + (1, 0)
+    hurt = np.argwhere(np.diff(life, axis=0) < -0.5) + np.array([1, 0])
     assert len(hurt) > 50 and all((t, j) in landed for t, j in hurt.tolist())
 
 

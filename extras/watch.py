@@ -189,11 +189,13 @@ def events(frames, world):
                 if shoots or now["health"] > 0:  # who is dead lands no second blow
                     found.append([what, first, t, i, int(before["flight_target"])])
                 since = None
-            if now["health"] <= 0 or now["target"] < 0:
+            if before["health"] <= 0 or now["target"] < 0:
                 continue
-            if kind["heal_rate"] > 0 and now["energy"] < before["energy"]:
+            dies = now["health"] <= 0
+            if kind["heal_rate"] > 0 and now["energy"] < before["energy"] and not dies:
                 found.append(["heal", t, t, i, int(now["target"])])
-            raised = before["windup"] >= 0 or now["cooldown"] > before["cooldown"]
+            raised = before["windup"] >= 0 and (not dies or now["flight"] >= 0)
+            raised |= now["cooldown"] > before["cooldown"]
             if raised and now["windup"] < 0 and now["cooldown"] > 0 and not shoots:
                 found.append(["blow", t, t + 2, i, int(now["target"])])
     return sorted(found, key=lambda event: event[1])
