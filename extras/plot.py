@@ -3,7 +3,6 @@
 
     python -m extras.plot runs/*                 # curves.png, curves.svg, and a table on stdout
     python -m extras.plot runs/*3m* --out figures/3m
-    python -m extras.plot RUN_DIR --battle       # battle.png: moments of one greedy battle
 
 Runs with the same environment, map and method are seeds of one curve. Runs of a method that differ
 in other flags are kept apart, and labelled by what differs.
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extras.files import load_checkpoint, load_weights, read_config
+from extras.files import read_config
 from extras.flags import NOT_KEPT, Parser
 from extras.run import say
 
@@ -183,74 +182,14 @@ def draw(grouped, out):
     plt.close(figure)
 
 
-def draw_battle(folder, out, moments=5):
-    """Moments of one greedy battle, on the simulator, of the network of a run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from agent import Players, RNNAgent
-    from starcraft.simulator import BattleSim
-
-    flags, (state, *_) = read_config(folder)["flags"], load_checkpoint(folder)
-    sim = BattleSim(flags["map"], 1, seed=flags["seed"])
-    n_inputs = sim.obs_dim + sim.n_actions + sim.n_agents
-    agent = RNNAgent(n_inputs, sim.n_actions, flags.get("hidden_dim", 64))
-    load_weights(agent, state["learner"]["agent"])
-    players = Players(agent, 1, sim.n_agents, sim.n_actions)
-    frames, over = [sim.units[0].copy()], False
-    while not over:
-        step = sim.step(players.act(sim.obs, sim.avail_actions))
-        frames.append(sim.units[0].copy())
-        over = step.terminated[0] or step.truncated[0]
-    times = np.linspace(0, len(frames) - 1, moments).round().astype(int)
-    figure, axes = plt.subplots(1, moments, figsize=(3.2 * moments, 3.4), layout="constrained")
-    seen = np.concatenate([frame[frame["health"] > 0] for frame in frames])
-    for panel, t in zip(axes, times, strict=True):
-        panel.imshow(
-            sim.world["walkable"].T, origin="lower", extent=(0, 32, 0, 32), cmap="gray", vmin=-2
-        )
-        for unit in frames[t]:
-            if unit["health"] <= 0:
-                continue
-            kind = sim.world["kinds"][unit["kind"]]
-            left = (unit["health"] + unit["shield"]) / (kind["health"] + kind["shield"])
-            colour = ("#0072B2", "#D55E00")[unit["side"]]
-            where = unit["x"], unit["y"]
-            panel.add_patch(plt.Circle(where, unit["radius"], ec=colour, fc="white", lw=1))
-            panel.add_patch(plt.Circle(where, unit["radius"], color=colour, alpha=left, lw=0))
-            if unit["target"] >= 0 and frames[t][unit["target"]]["health"] > 0:
-                aim = frames[t][unit["target"]]
-                panel.plot([unit["x"], aim["x"]], [unit["y"], aim["y"]], color=colour, lw=0.6)
-        panel.set(title=f"step {t}", xticks=[], yticks=[])
-        panel.set_xlim(seen["x"].min() - 1.5, seen["x"].max() + 1.5)
-        panel.set_ylim(seen["y"].min() - 1.5, seen["y"].max() + 1.5)
-    result = "won" if step.battle_won[0] else "not won"
-    figure.suptitle(f"{flags['map']}: agents blue, enemies orange, paler = hurt; {result}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(f"{out}.png", dpi=110)
-    plt.close(figure)
-
-
 def main(argv=None):
     parser = Parser(prog="plot.py", description="Learning curves: median and quartiles over seeds.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="made by train.py")
     parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="without .png (curves, or battle with --battle)"
-    )
-    parser.add_argument(
-        "--battle", action="store_true", help="draw a battle of one run instead of curves"
+        "--out", type=Path, default=Path("curves"), metavar="PATH", help="without .png"
     )
     args = parser.parse_args(argv)
-    args.out = args.out or Path("battle" if args.battle else "curves")
-    if args.battle and len(args.runs) > 1:
-        parser.error(f"--battle takes one run directory, not {len(args.runs)}")
     try:
-        if args.battle:
-            draw_battle(args.runs[0], args.out)
-            say(f"wrote {args.out}.png")
-            return
         grouped = group_runs(readable(args.runs))
         draw(grouped, args.out)
     except (ValueError, OSError) as error:

@@ -261,7 +261,6 @@ OTHERS = [
     (plot, "full"),
     (plot, "run --out file/curves"),
     (plot, "run --what"),
-    (plot, "nowhere --battle"),
     (simulator, "--map nowhere"),
     (simulator, "--n-envs 0"),
     (benchmark, "--maps nowhere"),
