@@ -606,9 +606,13 @@ def test_auto_takes_the_simulator_where_starcraft_is_not_and_says_so(monkeypatch
     with pytest.raises(ValueError, match="cannot be played here: it is not installed"):
         envs.make_env("sc2", "3m", 2)
     monkeypatch.setattr(envs, "sc2_problem", lambda _: None)
-    monkeypatch.setattr(
-        envs, "SMACWorkers", lambda *given: SimpleNamespace(name="sc2", given=given)
-    )
+
+    class Games(envs.TwoStepGame):
+        def __init__(self, *given):
+            super().__init__(n_envs=2)
+            self.name, self.given = "sc2", given
+
+    monkeypatch.setattr(envs, "SMACWorkers", Games)
     assert envs.make_env("auto", "3m", 2, 5).given == ("3m", 2, 5, 60.0)
     assert envs.make_env("sc2", "3m", None, 5, timeout=9).given == ("3m", None, 5, 9)
     assert capsys.readouterr().err == ""

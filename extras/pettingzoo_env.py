@@ -29,6 +29,7 @@ except ImportError as error:
     ) from None
 
 from starcraft import Step
+from starcraft.draw import draw
 from starcraft.interface import is_whole
 from starcraft.simulator import BattleSim
 
@@ -43,21 +44,24 @@ class SMACParallelEnv(ParallelEnv, EzPickle):
 
     Args:
         map_name: a key of starcraft.maps.MAPS.
+        render_mode: "rgb_array": render() returns a picture, (H, W, 3) uint8.
         **options: of BattleSim, SMAC's among them.
     """
 
-    metadata = {"name": "smac_v0", "render_modes": []}  # noqa: RUF012 (PettingZoo's way)
-    render_mode = None
+    metadata = {"name": "smac_v0", "render_modes": ["rgb_array"]}  # noqa: RUF012 (PettingZoo's way)
 
-    def __init__(self, map_name="8m", **options):
-        EzPickle.__init__(self, map_name, **options)
+    def __init__(self, map_name="8m", render_mode=None, **options):
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be None or 'rgb_array', not {render_mode!r}")
+        EzPickle.__init__(self, map_name, render_mode, **options)
+        self.render_mode = render_mode
         self._make_sim = partial(BattleSim, map_name, 1, **options)
         self._sim = self._make_sim(seed=int(np.random.SeedSequence().generate_state(1)[0]))
         self.max_cycles = self._sim.episode_limit
         kinds, count = self._sim.units[0]["kind"][: self._sim.n_agents], Counter()
         self.possible_agents = []
         for kind in kinds:
-            name = self._sim._kind_names[kind].removesuffix("_RL").lower()
+            name = self._sim.type_names[kind].lower()
             self.possible_agents.append(f"{name}_{count[name]}")
             count[name] += 1
         self.agents = []
@@ -116,6 +120,12 @@ class SMACParallelEnv(ParallelEnv, EzPickle):
     def state(self):
         """(S,) float32."""
         return self._sim.state[0].copy()
+
+    def render(self):
+        """With render_mode "rgb_array": a picture, (H, W, 3) uint8."""
+        if self.render_mode is None:
+            return None
+        return draw(self._sim.units[0], self._sim.world, self._sim.type_names)
 
 
 class PettingZooEnvs:
@@ -257,16 +267,6 @@ class PettingZooEnvs:
     def close(self):
         for env in self._envs:
             env.close()
-
-
-def pettingzoo(spec):
-    """The constructor (map_name, n_envs, seed, **env_args) of the environments of `spec`."""
-
-    def make(map_name, n_envs=1, seed=0, **env_args):
-        del map_name  # the spec says it all
-        return PettingZooEnvs(spec, n_envs, seed, **env_args)
-
-    return make
 
 
 def load_factory(spec):

@@ -16,7 +16,8 @@ from pettingzoo import ParallelEnv
 from pettingzoo.test import api_test, parallel_api_test, seed_test
 from pettingzoo.utils.conversions import parallel_to_aec
 
-from extras.pettingzoo_env import PettingZooEnvs, SMACParallelEnv, pettingzoo
+from extras.games import pettingzoo
+from extras.pettingzoo_env import PettingZooEnvs, SMACParallelEnv
 from starcraft.simulator import BattleSim, random_actions
 
 # ------------------------------------------------------------------------- SMAC's battles
@@ -257,7 +258,7 @@ def test_options():
     assert step.reward[0] == 0.5  # b got none
     assert step.truncated[0] and not step.terminated[0]  # after three steps, as told
     assert envs.obs[0, 0].tolist() == [3, 1.5, 0, 0] and envs.avail_actions[0, 2, 3]
-    made = pettingzoo(HERE)("2s3z", 2, 9, own_state=True)
+    made = pettingzoo(HERE, 2, 9, own_state=True)
     assert made.n_envs == 2 and made.map_name == HERE and made.state_dim == 2
     assert made.obs[1, 2].argmax() == numbers_of(10, 1)[0]
 
@@ -330,3 +331,11 @@ def test_there_and_back(name):
         sim.reset(over)
         there.reset(over)
     assert ends >= 4
+
+
+def test_render_gives_a_picture():
+    env = SMACParallelEnv("3m", render_mode="rgb_array")
+    env.reset(seed=1)
+    assert env.render().dtype == np.uint8 and SMACParallelEnv("3m").render() is None
+    with pytest.raises(ValueError, match="rgb_array"):
+        SMACParallelEnv("3m", render_mode="human")

@@ -142,7 +142,7 @@ def test_sizes(tmp_path):
 
 def test_picture_shows_units_where_they_are():
     sim = watch.make_sim(a_team().flags, 0)
-    names, box = sim._kind_names, (0, 0, 32, 32)
+    names, box = sim.type_names, (0, 0, 32, 32)
     picture = draw(sim.units[0], sim.world, names, box, 10)
     assert picture.shape == (320, 320, 3) and picture.dtype == np.uint8
     blue, orange = (0, 0x72, 0xB2), (0xD5, 0x5E, 0)
@@ -157,7 +157,7 @@ def test_picture_shows_units_where_they_are():
 
 
 def test_every_unit_type_has_a_shape():
-    assert set(watch.make_sim(a_team().flags, 0)._kind_names) <= set(SHAPES)
+    assert set(watch.make_sim(a_team().flags, 0).type_names) <= set(SHAPES)
 
 
 def test_command_line(tmp_path, capsys):

@@ -219,7 +219,7 @@ def side_by_side(recorded, sims):
         moments = [frames[min(loop, len(frames) - 1)] for frames in recorded]
         pairs = zip(moments, sims, strict=True)
         return np.concatenate(
-            [draw(units, sim.world, sim._kind_names, box, cell) for units, sim in pairs], axis=1
+            [draw(units, sim.world, sim.type_names, box, cell) for units, sim in pairs], axis=1
         )
 
     return picture, max(map(len, recorded))
@@ -247,7 +247,7 @@ def describe(team, battles, sim):
     """What the page must know of a team besides its battles."""
     kinds, template = sim.world["kinds"], sim._template
     units = [
-        {"type": sim._kind_names[u["kind"]], "side": int(u["side"]), "radius": float(u["radius"])}
+        {"type": sim.type_names[u["kind"]], "side": int(u["side"]), "radius": float(u["radius"])}
         | {name: float(kinds[u["kind"]][name]) for name in ("health", "shield", "energy_max")}
         | {
             name: float(kinds[u["kind"]][name])

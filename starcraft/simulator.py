@@ -221,6 +221,7 @@ class BattleSim:
         self.version = f"simulator, {balance} balance"
         self._facts = unit_facts(balance)
         self._kind_names = list(self._facts)
+        self.type_names = [name.removesuffix("_RL") for name in self._facts]  # of world["kinds"]
         game_map = MAPS[map_name]
         self._worlds = self._build_world(game_map, terrain, terrain_height)
         self.world = self._worlds[0]
@@ -598,9 +599,10 @@ class StarCraft2Env(MultiAgentEnv):
     nothing. `simulator`: balance, terrain, terrain_height of BattleSim.
 
     What differs: with obs_timestep_number the sizes are those of what is returned (SMAC's are one
-    too small); render and save_replay only warn; get_stats can be asked before the first battle has
-    ended; units are there before the first reset. Not there: the parts of SMAC's own step
-    (init_units, update_units, get_agent_action, reward_battle, ...), for no method here calls them.
+    too small); render draws for rgb_array only, and save_replay only warns; get_stats can be asked
+    before the first battle has ended; units are there before the first reset. Not there: the parts
+    of SMAC's own step (init_units, update_units, get_agent_action, reward_battle, ...), for no
+    method here calls them.
 
     Raises ValueErrors in one line, which are also what SMAC raises: KeyError for an unknown map,
     TypeError for an unknown option, AssertionError for an action that is not available.
@@ -660,11 +662,10 @@ class StarCraft2Env(MultiAgentEnv):
             ["health", "rel_x", "rel_y"] + ["shield"] * self.shield_bits_enemy + types
         )
         self._kinds = {}  # unit type -> its row of KIND
-        for kind, name in zip(world["kinds"], self._sim._kind_names, strict=True):
-            base = name.removesuffix("_RL")
-            own_type = FIRST_ALLY_TYPE + order.index(base) if base in order else 0  # 0: no agent's
-            setattr(self, f"{base.lower()}_id", own_type)
-            self._kinds |= {own_type: kind, TYPE_IDS[base]: kind}
+        for kind, name in zip(world["kinds"], self._sim.type_names, strict=True):
+            own_type = FIRST_ALLY_TYPE + order.index(name) if name in order else 0  # 0: no agent's
+            setattr(self, f"{name.lower()}_id", own_type)
+            self._kinds |= {own_type: kind, TYPE_IDS[name]: kind}
 
     # ------------------------------------------------------------------------------ playing
 
@@ -703,8 +704,13 @@ class StarCraft2Env(MultiAgentEnv):
         return self._seed
 
     def render(self, mode="human"):
-        """Warns: the simulator draws nothing."""
-        warnings.warn("render: the simulator draws nothing", stacklevel=2)
+        """mode "rgb_array": a picture, (H, W, 3) uint8. Any other warns: there is no window."""
+        if mode == "rgb_array":
+            from .draw import draw  # here, because only this needs Pillow
+
+            return draw(self._sim.units[0], self._sim.world, self._sim.type_names)
+        warnings.warn("render: only mode='rgb_array' shows something here", stacklevel=2)
+        return None
 
     def save_replay(self):
         """Warns: replays are StarCraft II's."""
@@ -843,7 +849,7 @@ class StarCraft2Env(MultiAgentEnv):
         sides = {}, {}
         for tag, row in enumerate(rows, 1):
             kind, side = self._sim.world["kinds"][row["kind"]], sides[row["side"]]
-            unit_type = TYPE_IDS[self._sim._kind_names[row["kind"]].removesuffix("_RL")]
+            unit_type = TYPE_IDS[self._sim.type_names[row["kind"]]]
             if row["side"] == 0:
                 unit_type = FIRST_ALLY_TYPE + int(kind["ally_bit"])
             numbers = (

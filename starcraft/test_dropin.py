@@ -196,6 +196,15 @@ def test_what_needs_the_game_warns_once(name):
     assert len(caught) == 1 and name in str(caught[0].message)
 
 
+def test_render_gives_a_picture_of_the_battle_now():
+    env = StarCraft2Env("3m", seed=1)
+    before = env.render(mode="rgb_array")
+    assert before.dtype == np.uint8 and before.ndim == 3 and before.shape[2] == 3
+    env.reset()
+    env.step([4, 4, 4])  # all go east
+    assert (env.render("rgb_array") != before).any()
+
+
 # --------------------------------------------------------------------------------- the names
 
 
