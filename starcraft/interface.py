@@ -149,20 +149,11 @@ def put_type(bit, type_bits, row, k):
 
 
 @njit(**JIT)
-def observe_agent(i, units, world, steps, last_actions, avail, row):
-    """Fill row (O,) with SMAC's get_obs_agent(i): move | enemies | other allies | own."""
-    u = units[i]
-    for k in range(len(row)):
-        row[k] = 0.0
-    n_actions = FIRST_TARGET + world.n_enemies
-    alive = u.health > 0
-    if alive:
-        for direction in range(NORTH, FIRST_TARGET):
-            row[direction - NORTH] = avail[direction]
-    k = 4
+def put_surroundings(u, world, row, k):
+    """Write what the options ask for, 8 pathing values and 9 heights; return the next column."""
     reach = int(world.move_amount)
     X, Y = world.walkable.shape
-    for grid in range(2):  # 8 pathing values, then 9 heights
+    for grid in range(2):
         if world.obs_pathing_grid if grid == 0 else world.obs_terrain_height:
             for point in range(8 + grid):
                 x, y = int(u.x), int(u.y)
@@ -175,8 +166,23 @@ def observe_agent(i, units, world, steps, last_actions, avail, row):
                 value = 1.0
                 if 0 <= x < X and 0 <= y < Y:
                     value = world.height[x, y] / 255 if grid else 1.0 * world.walkable[x, y]
-                row[k] = value if alive else 0.0
+                row[k] = value if u.health > 0 else 0.0
                 k += 1
+    return k
+
+
+@njit(**JIT)
+def observe_agent(i, units, world, steps, last_actions, avail, row):
+    """Fill row (O,) with SMAC's get_obs_agent(i): move | enemies | other allies | own."""
+    u = units[i]
+    for k in range(len(row)):
+        row[k] = 0.0
+    n_actions = FIRST_TARGET + world.n_enemies
+    alive = u.health > 0
+    if alive:
+        for direction in range(NORTH, FIRST_TARGET):
+            row[direction - NORTH] = avail[direction]
+    k = put_surroundings(u, world, row, 4)
     for j in range(len(units)):
         j = (j + world.n_allies) % len(units)  # enemies first
         if j == i:
