@@ -138,7 +138,7 @@ class ReplayBuffer:
                 batch[name][rows[1:] - batch_size] = episode[name]
         batch["actions"] = actions = batch["actions"].astype(np.int64)  # (F, N)
         batch["last_actions"] = np.concatenate((np.full_like(actions[:batch_size], -1), actions))
-        batch["acted"] = np.flatnonzero((t < steps)[t <= steps])
+        batch["acted"] = np.flatnonzero((t < steps)[t <= steps])  # rows that a step follows
         return Batch(sizes=sizes.tolist(), **{k: torch.from_numpy(x) for k, x in batch.items()})
 
 

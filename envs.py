@@ -16,7 +16,8 @@ E environments run side by side with N agents, A actions, O numbers per observat
 - Nothing resets itself: after a step the arrays hold the last observation of a finished episode;
   store it, then call reset(mask). Nobody waits for the longest episode.
 - `terminated` (the task ended) and `truncated` (time ran out) are different facts.
-- `battle_won`: what the win rates count. A game without wins leaves it False.
+- `battle_won`: what the win rates count, by which also the best network is chosen. A game without
+  wins leaves it False.
 - `aborted`: the game died or hung. Throw that episode away and reset; its arrays show nothing.
 - The arrays and the fields of Step are overwritten by the next step or reset: copy what you keep.
 - Environment i is seeded with seed + i.
@@ -25,7 +26,7 @@ Your own environment: a class with these names (TwoStepGame is short) and one li
 it has no state, let it be all observations side by side. It may have more; few do:
 
     env.state_dict(), env.load_state_dict(saved)    without them a run does not resume exactly
-    env.map_name                                    for a game with maps, which a run is named after
+    env.map_name                                    only where --map chooses one; names the run
     env.version                                     of the game, for config.json
     env.tests_play_here = True                      there can be no second one for the tests
 """

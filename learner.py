@@ -95,20 +95,21 @@ class QLearner:
     def lambda_returns(self, batch: Batch, next_q_tot: Tensor) -> Tensor:
         """y(t) = r(t) + gamma * ((1 - lambda) * Q'(t + 1) + lambda * y(t + 1)) for every step.
 
-        next_q_tot (F,), or (F, N) for IQL: target values one step later -> the same shape. At the
-        end of an episode Q' and y count as 0 or, where the time limit is bootstrapped through,
-        there is no y(t + 1) and Q' takes all the weight, as it does with lambda = 0.
+        next_q_tot (F,), or (F, N) for IQL: target values one step later -> the same shape. After
+        an episode's last step nothing comes: y(t) = r(t). Only where the time limit cut it, and is
+        bootstrapped through, y(t) = r(t) + gamma * Q'(t + 1).
         """
         last = batch.terminated | batch.truncated
         ended = batch.terminated if self.bootstrap_time_limit else last
-        columns = (-1,) + (1,) * (next_q_tot.dim() - 1)  # (F,) or, for IQL, (F, 1)
+        shape = (-1,) + (1,) * (next_q_tot.dim() - 1)  # (F,) or, for IQL, (F, 1)
         reward, last, ended = (
-            x.type_as(next_q_tot).view(columns) for x in (batch.reward, last, ended)
+            x.type_as(next_q_tot).view(shape) for x in (batch.reward, last, ended)
         )
         discount, lambda_ = self.gamma * (1 - ended), self.td_lambda * (1 - last)
         target = reward + discount * (1 - lambda_) * next_q_tot
-        steps = batch.sizes[1:]  # how many there are at time 0, 1, ...
-        y, decay = target.split(steps), (discount * lambda_).split(steps)  # views, one per time
+        steps = batch.sizes[1:]  # at time 0, 1, ...: as many as observations one later
+        # Views, one per time: what is added to y is added to target, from the last to the first.
+        y, decay = target.split(steps), (discount * lambda_).split(steps)
         for t in reversed(range(len(steps) - 1)):
             goes_on = steps[t + 1]  # the first so many episodes of those at time t
             y[t][:goes_on].addcmul_(decay[t][:goes_on], y[t + 1])

@@ -217,6 +217,23 @@ def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, 
     assert ("no mean over steps" in capsys.readouterr().err) == (change == "sum")
 
 
+def test_a_loss_that_is_a_mean_only_at_first_is_found_out(monkeypatch, capsys):
+    original, calls = QLearner.loss, []
+
+    def changed(self, batch):
+        loss, stats = original(self, batch)
+        calls.append(1)
+        return (loss * len(batch.reward) if len(calls) > 9 else loss), stats
+
+    monkeypatch.setattr(QLearner, "loss", changed)
+    monkeypatch.setattr(threads, "CHECK_EVERY", 4)
+    learner = make_learner()
+    threads.share_out(learner, 2)
+    for _ in range(9):
+        learner.update(make_batch())
+    assert capsys.readouterr().err.count("no mean over steps") == 1 and learner.loss(make_batch())
+
+
 @pytest.mark.parametrize("faster", ["cpu", "cuda"])
 def test_device_auto_measures(tmp_path, monkeypatch, faster):
     """The GPU is the CPU in disguise, and the other one takes a fifth of a second longer."""

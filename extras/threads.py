@@ -19,6 +19,8 @@ import torch
 
 from buffer import DONE, Batch
 
+CHECK_EVERY = 200
+
 
 def set_threads(threads: int) -> None:
     """At most so many for the simulator; torch divides nothing any more (see share_out)."""
@@ -29,12 +31,13 @@ def set_threads(threads: int) -> None:
 def share_out(learner, threads: int) -> None:
     """From now on learner.loss(batch) is worked on by so many threads, each with one core.
 
-    Right for every loss that is a mean over steps. One that is not gives another value on the first
-    batch: then this says so on stderr, and all goes on in one thread.
+    Right for every loss that is a mean over steps. One that is not gives another value for the
+    whole batch: that is looked for at once and every CHECK_EVERY batches; then this says so on
+    stderr, and all goes on in one thread.
     """
     if threads == 1:
         return
-    whole, checked = learner.loss, False
+    whole, batches = learner.loss, itertools.count()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def gradients(batch, first, end):
@@ -47,14 +50,13 @@ def share_out(learner, threads: int) -> None:
         return share * loss.detach(), stats, found
 
     def loss(batch):
-        nonlocal checked
         cuts = shares(batch, threads)
         if len(cuts) <= 2:
             return whole(batch)
         found = pool.map(lambda ends: gradients(batch, *ends), itertools.pairwise(cuts))
         losses, stats, grads = zip(*found, strict=True)
-        if not checked:
-            checked, expected = True, whole(batch)[0].detach()
+        if next(batches) % CHECK_EVERY == 0:
+            expected = whole(batch)[0].detach()
             if not torch.allclose(sum(losses), expected, rtol=1e-3, equal_nan=True):
                 print("The loss is no mean over steps: --threads does nothing", file=sys.stderr)
                 learner.loss = whole

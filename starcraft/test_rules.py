@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from .interface import judge
-from .maps import FIRST_TARGET, MAPS, NO_OP, STOP
+from .maps import FIRST_TARGET, MAPS, NO_OP, STOP, UNIT
 from .simulator import BattleSim
 
 GONE = [0, 0, 0, 0, 0, 0]
@@ -28,10 +28,10 @@ def test_a_medivac_alone_has_lost_but_two_have_not(monkeypatch):
         assert bool(sim.book[0]["battle_won"]) == bool(sim.book[0]["terminated"]) == won
 
 
-def fight(map_name, ally, enemy, actions, loops, **changes):
-    """One battle with step_mul 1; the enemies stand still and hold their fire. Yields the UNIT rows
-    after each loop. changes: fields of the enemies' kinds."""
-    sim = BattleSim(map_name, step_mul=1)
+def fight(map_name, ally, enemy, actions, loops, step_mul=1, **changes):
+    """One battle; the enemies stand still and hold their fire. Yields the UNIT rows
+    after each step. changes: fields of the enemies' kinds."""
+    sim = BattleSim(map_name, step_mul=step_mul)
     sim.place_units(0, ally, enemy)
     units = sim.units[0]
     units["order"][sim.n_agents :] = 0  # HOLD
@@ -72,17 +72,30 @@ def test_an_order_that_breaks_off_an_attack_leaves_the_weapon_ready(other):
 
 
 def test_the_second_blow_of_a_zealot_falls_with_its_victim():
-    """One that has 8 life dies of the first blow: the attacker is done with it at once."""
-    ally = [GONE, GONE, [14.9, 16, 100, 50, 0, 0], GONE, GONE]
-    enemy = [[16, 16, 8, 0, 0, 0], [30, 2, 80, 80, 0, 0], GONE, GONE, GONE]
+    """One that has 8 life dies of the first blow; a loop later the attacker is done with it. Steps
+    have two loops here, so in one of two cases the blow comes in the first of them."""
     hit = [NO_OP, NO_OP, FIRST_TARGET, NO_OP, NO_OP]
+    enemy = [[16, 16, 8, 0, 0, 0], [30, 2, 80, 80, 0, 0], GONE, GONE, GONE]
+    flights = []
+    for cooldown in (0, 1):
+        ally = [GONE, GONE, [14.9, 16, 100, 50, 0, cooldown], GONE, GONE]
+        for units in fight("2s3z", ally, enemy, lambda _: hit, 20, step_mul=2, armor=0.0):
+            if units["health"][5] <= 0:
+                flights.append(units["flight"][2])
+                break
+    assert len(flights) == 2 and min(flights) == -1
 
-    def actions(loop):
-        return hit if not dead else [NO_OP, NO_OP, STOP, NO_OP, NO_OP]
 
-    dead = []
-    for units in fight("2s3z", ally, enemy, actions, 25, armor=0.0):
-        if dead:
-            assert units["flight"][2] == -1
-        dead += [1] * int(units["health"][5] <= 0)
-    assert dead
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("target", 10**12), ("target", -2), ("flight_target", 10**12), ("kind", 99), ("side", 1),
+     ("order", 9), ("x", 32.0), ("y", -0.1), ("goal_x", np.nan), ("detour", 5)],
+)  # fmt: skip
+def test_battles_that_cannot_be_are_not_loaded(name, value):
+    """The compiled rules use these numbers as indices."""
+    sim = BattleSim("3m", 2)
+    saved = sim.state_dict()
+    saved["units"].view(UNIT)[name][1, 0] = value
+    with pytest.raises(ValueError, match="numbers that no battle can have"):
+        sim.load_state_dict(saved)
+    sim.load_state_dict(sim.state_dict())
