@@ -2,7 +2,7 @@
 beginning for other runs.
 
 Not a script: python train.py --evaluate RUN_DIR --test-episodes 256
-              python train.py --init-from RUN_DIR --map 3s5z
+              python train.py --init-from RUN_DIR --env sc2
 """
 
 import json
