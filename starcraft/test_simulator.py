@@ -360,7 +360,10 @@ def test_focus_fire_beats_closest_beats_random(name):
 
 
 @pytest.mark.parametrize("name", some(HARD, few=("5m_vs_6m", "MMM2", "corridor")))
-def test_the_closest_is_not_enough_on_hard_maps(name):
+def test_the_closest_is_not_enough_on_hard_maps(name, request):
+    if name == "2c_vs_64zg":
+        reason = "29 % won: the Zerglings do too little at once, see README.md"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     assert share_won(name, "closest", 200) < 0.2
 
 
