@@ -1,47 +1,64 @@
-"""Learning curves of runs of train.py, in the manner of Figure 4 of the QMIX paper
+"""Pictures and tables of runs of train.py, in the manner of Figure 4 of the QMIX paper
 (https://arxiv.org/abs/1803.11485): median test win rate over seeds, shaded between the quartiles.
 
-    python -m extras.plot runs/*                 # curves.png, curves.svg, and a table on stdout
-    python -m extras.plot runs/*3m* --out figures/3m
+    python -m extras.plot runs/*                        # curves.png, and a table on stdout
+    python -m extras.plot runs/*3m* --out figures/3m.svg
+    python -m extras.plot runs/* --table methods        # another table, no picture
+    python -m extras.plot --results                     # those of README.md and results/README.md
 
 Runs with the same environment, map and method are seeds of one curve. Runs of a method that differ
 in other flags are kept apart, and labelled by what differs.
+
+With --results every command in a page that stands in a line of its own as
+
+    <!-- python -m extras.plot results/3m_s* --table win-rates -->
+
+is carried out, and what it prints replaces all that follows up to the line <!-- end -->.
 """
 
+import contextlib
 import csv
+import re
+import shlex
 import sys
 from collections import defaultdict
+from glob import glob
 from pathlib import Path
 
 import numpy as np
 
+from extras import tables
 from extras.files import read_config
 from extras.flags import NOT_KEPT, Parser
 from extras.run import say
 
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "results/README.md")
+COMMAND_BEGINS = "<!-- python -m extras.plot "
+COMMAND = re.compile(rf"^{COMMAND_BEGINS}([^\n]+) -->\n.*?^<!-- end -->$", re.M | re.S)
 # Okabe and Ito's colours, told apart by everyone; always the same one for the same method.
-COLOURS = {
-    "qmix": "#0072B2",
-    "vdn": "#D55E00",
-    "iql": "#009E73",
-    "qmix-lin": "#56B4E9",
-    "qmix-ns": "#CC79A7",
-    "vdn-s": "#E69F00",
-}
+COLOURS = dict(
+    zip(
+        tables.METHODS,
+        ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#E69F00"),
+        strict=True,
+    )
+)
 SPARE_COLOURS = ["#000000", "#7F7F7F", "#8C564B", "#17BECF", "#BCBD22", "#9467BD"]
 # Flags in which the seeds of one curve may differ.
 INDIFFERENT = {*NOT_KEPT, "seed", "device", "threads", "save_buffer", "sc2_timeout", "env"}
+# Columns of metrics.csv that are used here.
+USED = ("t_env", "wall_time", "test_win_rate", "test_return")
 
 
 def read_run(folder):
-    """(game, flags, columns): (environment, map), the flags, and arrays t_env, wall_time and
-    test_win_rate of equal length. Raises ValueError, one line."""
+    """(game, flags, columns): (environment, map), the flags, and the columns USED as arrays of
+    equal length. Raises ValueError, one line."""
     config, path = read_config(folder), folder / "metrics.csv"
     try:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
-        names = ("t_env", "wall_time", "test_win_rate")
-        columns = {name: np.array([float(row[name]) for row in rows]) for name in names}
+        columns = {name: np.array([float(row[name]) for row in rows]) for name in USED}
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {type(error).__name__} {error}") from None
     if not rows:
@@ -62,16 +79,10 @@ def readable(folders):
         except ValueError as error:
             problems.append(str(error))
     if not runs:
-        raise ValueError("; ".join(problems))
+        raise ValueError("; ".join(problems) or "no run directory was given")
     for problem in problems:
         print(f"plot.py: warning: left out: {problem}", file=sys.stderr)
     return runs
-
-
-def rank(label):
-    """Where a method's curve stands in legends and tables."""
-    method = label.split(",")[0]
-    return list(COLOURS).index(method) if method in COLOURS else len(COLOURS)
 
 
 def group_runs(runs):
@@ -84,11 +95,14 @@ def group_runs(runs):
         grouped[game] = defaultdict(list)
         for method, members in methods.items():
             names = {name for flags, _ in members for name in flags} - INDIFFERENT
+            # `or 0`: a flag that an older version did not have yet counts as switched off.
             differ = sorted(
-                name for name in names if len({str(flags.get(name)) for flags, _ in members}) > 1
+                name
+                for name in names
+                if len({str(flags.get(name) or 0) for flags, _ in members}) > 1
             )
             for flags, columns in members:
-                label = ", ".join([method, *(f"{name} {flags.get(name)}" for name in differ)])
+                label = ", ".join([method, *(f"{name} {flags.get(name) or 0}" for name in differ)])
                 grouped[game][label].append(columns)
     return grouped
 
@@ -107,95 +121,165 @@ def quartiles(members, axis):
     return x, *np.percentile(wins, (25, 50, 75), axis=0)
 
 
-def reached(members, axis, level):
-    """Median over runs of when the test win rate first was `level`; inf if half of them never
-    had it."""
-    first = []
-    for columns in members:
-        there = np.flatnonzero(columns["test_win_rate"] >= level)
-        first.append(columns[axis][there[0]] if len(there) else np.inf)
-    return float(np.percentile(first, 50, method="higher"))
+# --- the picture ---------------------------------------------------------------------------------
 
 
-def print_table(grouped):
-    head = f"{'environment':12}{'map':14}{'method':26}{'runs':>5}{'steps':>10}{'final':>7}"
-    say(f"{head}{'quartiles':>15}{'50 % at':>18}{'90 % at':>18}")
-    for (env, map_name), methods in grouped.items():
-        for label, members in sorted(methods.items(), key=lambda item: rank(item[0])):
-            low, middle, high = np.percentile(
-                [c["test_win_rate"][-1] for c in members], (25, 50, 75)
-            )
-            steps = np.median([c["t_env"][-1] for c in members])
-            when = []
-            for level in (0.5, 0.9):
-                t_env, seconds = (reached(members, axis, level) for axis in ("t_env", "wall_time"))
-                when.append("never" if t_env == np.inf else f"{t_env / 1e3:.0f}k, {seconds:.0f} s")
-            say(
-                f"{env:12}{map_name:14}{label:26}{len(members):>5}{steps:>10.0f}{middle:>7.3f}"
-                f"{f'{low:.3f} - {high:.3f}':>15}{when[0]:>18}{when[1]:>18}"
-            )
-
-
-def draw(grouped, out):
-    """One column per environment and map: above against steps, below against wall-clock time."""
+def draw(grouped, out, axis="t_env", real=False):
+    """A panel per environment and map: win rates over steps (axis "t_env") or over wall-clock
+    time ("wall_time"); with `real` the means of real runs on StarCraft II as points."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "svg.fonttype": "none"})
+    plt.rcParams.update({"font.size": 10, "axes.titlesize": 11})
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "the same file every time"})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     counts = defaultdict(set)  # label: numbers of seeds
     for methods in grouped.values():
         for label, members in methods.items():
             counts[label].add(len(members))
-    labels = sorted(counts, key=lambda label: (rank(label), label))
+    labels = sorted(counts, key=tables.rank)
     spare = iter(SPARE_COLOURS * len(labels))
     colours = {label: COLOURS.get(label) or next(spare) for label in labels}
 
-    size = (3.7 * len(grouped) + 0.8, 6.2)
-    figure, axes = plt.subplots(2, len(grouped), figsize=size, squeeze=False, layout="constrained")
-    for column, ((env, map_name), methods) in zip(axes.T, grouped.items(), strict=True):
-        longest = max(columns["wall_time"][-1] for runs in methods.values() for columns in runs)
-        unit, seconds = ("minutes", 60) if longest < 3 * 3600 else ("hours", 3600)
-        abscissas = (("t_env", 1000, "environment steps (thousands)"), ("wall_time", seconds, unit))
-        for panel, (axis, scale, name) in zip(column, abscissas, strict=True):
-            for label in labels:
-                if label in methods:
-                    x, low, middle, high = quartiles(methods[label], axis)
-                    band = {"color": colours[label], "alpha": 0.18, "lw": 0}
-                    panel.fill_between(x / scale, 100 * low, 100 * high, **band)
-                    panel.plot(x / scale, 100 * middle, lw=1.8, color=colours[label])
-            panel.set(xlabel=name, xlim=(0, None), ylim=(-2, 102), yticks=range(0, 101, 25))
-            panel.grid(color="0.9", lw=0.8)
-        column[0].set_title(f"{map_name} ({env})")
+    across = min(len(grouped), 4)
+    down = -(-len(grouped) // across)
+    size = (3.7 * across + 0.8, 2.8 * down + 0.6)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for panel in axes.flat[len(grouped) :]:
+        panel.set_axis_off()
+    marks = []  # of the real runs' points, one per panel that has them
+    for panel, ((env, map_name), methods) in zip(axes.flat, grouped.items(), strict=False):
+        longest = max(columns[axis][-1] for runs in methods.values() for columns in runs)
+        unit, scale = unit_of(axis, longest)
+        for label in (label for label in labels if label in methods):
+            x, low, middle, high = quartiles(methods[label], axis)
+            band = {"color": colours[label], "alpha": 0.18, "lw": 0}
+            panel.fill_between(x / scale, 100 * low, 100 * high, **band)
+            panel.plot(x / scale, 100 * middle, lw=1.8, color=colours[label])
+        if real and (points := tables.real_runs(map_name, "qmix")):
+            there = {t: win for t, win in points["win_rate"].items() if t <= 1.05 * longest}
+            x, wins = np.array(list(there)), np.array(list(there.values()))
+            marks += panel.plot(x / scale, 100 * wins, "ko", ms=5, mfc="none", clip_on=False)
+        panel.set(xlabel=unit, xlim=(0, None), ylim=(-2, 102), yticks=range(0, 101, 25))
+        panel.set_title(f"{map_name} ({tables.GAMES.get(env, env)})")
+        panel.grid(color="0.9", lw=0.8)
     for panel in axes[:, 0]:
         panel.set_ylabel("test win rate (%)")
     lines = [plt.Line2D([], [], lw=1.8, color=colours[label]) for label in labels]
     seeds = {label: " to ".join(map(str, sorted({min(n), max(n)}))) for label, n in counts.items()}
     texts = [f"{label} ({seeds[label]} seed{'s' * (seeds[label] != '1')})" for label in labels]
+    if marks:
+        lines, texts = [*lines, marks[0]], [*texts, "qmix on StarCraft II (mean of real runs)"]
     columns = max(1, int(size[0] * 12 / (max(map(len, texts)) + 7)))
     figure.legend(lines, texts, loc="outside upper center", ncols=columns, frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "svg"):
-        figure.savefig(f"{out}.{suffix}", dpi=160)
+    figure.savefig(out, dpi=160, metadata={"Date": None} if out.suffix == ".svg" else None)
     plt.close(figure)
 
 
-def main(argv=None):
-    parser = Parser(prog="plot.py", description="Learning curves: median and quartiles over seeds.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="made by train.py")
+def unit_of(axis, longest):
+    """What is written below a panel, and by what its numbers are divided."""
+    if axis == "t_env":
+        return "environment steps (thousands)", 1000
+    return ("minutes", 60) if longest < 3 * 3600 else ("hours", 3600)
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def carry_out(args):
+    """The table that the flags ask for; the picture, if they ask for one, is written to a file.
+    Raises ValueError or OSError, one line."""
+    if args.table == "two-step":
+        return tables.two_step(args.runs)
+    grouped = group_runs(readable(args.runs))
+    table = tables.make(args.table or "win-rates", grouped)
+    if args.out:
+        draw(grouped, args.out, "wall_time" if args.time else "t_env", args.real)
+    return table
+
+
+def renewed(page, pictures=True):
+    """The text of a page, with all its commands carried out. Raises ValueError or OSError."""
+
+    def anew(found):
+        command = found[1]
+        words = (sorted(glob(word)) or [word] for word in shlex.split(command))
+        args = parse([path for paths in words for path in paths])
+        if not pictures:
+            args.out = None
+        return f"<!-- python -m extras.plot {command} -->\n\n{carry_out(args)}\n\n<!-- end -->"
+
+    with contextlib.chdir(ROOT):
+        text = Path(page).read_text()
+        if text.count(COMMAND_BEGINS) != len(COMMAND.findall(text)):
+            raise ValueError(f"{page}: a command without a line <!-- end --> below it")
+        return COMMAND.sub(anew, text)
+
+
+def parse(argv):
+    parser = Parser(
+        prog="plot.py", description="Learning curves and tables: median and quartiles over seeds."
+    )
     parser.add_argument(
-        "--out", type=Path, default=Path("curves"), metavar="PATH", help="without .png"
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN_DIR",
+        help="made by train.py; with --table two-step, files of two_step_game.py --json",
+    )
+    parser.add_argument(
+        "--table",
+        choices=[*tables.TABLES, "two-step"],
+        help="which table to print, without a picture unless there is --out; None: win-rates",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help=".png, .svg or .pdf; None: curves.png, or no picture if there is --table",
+    )
+    parser.add_argument("--time", action="store_true", help="draw over time instead of steps")
+    parser.add_argument(
+        "--real",
+        action="store_true",
+        help="draw the win rates of real runs on StarCraft II (results/published.json) as points",
+    )
+    parser.add_argument(
+        "--results",
+        action="store_true",
+        help=f"renew all tables and pictures of {' and '.join(PAGES)} from the raw files",
     )
     args = parser.parse_args(argv)
+    if args.results == bool(args.runs):
+        parser.error("give run directories, or --results and none")
+    if args.out is None and not args.table and not args.results:
+        args.out = Path("curves.png")
+    if args.out and not args.out.suffix:
+        args.out = args.out.with_suffix(".png")
+    if args.table == "two-step" and args.out:
+        parser.error("--table two-step has no picture: leave out --out")
+    if args.real and args.time:
+        parser.error("--real knows steps only: leave out --time")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
     try:
-        grouped = group_runs(readable(args.runs))
-        draw(grouped, args.out)
+        if args.results:
+            pages = {page: renewed(page) for page in PAGES}
+            for page, text in pages.items():
+                (ROOT / page).write_text(text)
+                say(f"{page}: {len(COMMAND.findall(text))} commands carried out")
+            return
+        say(carry_out(args))
     except (ValueError, OSError) as error:
-        parser.error(str(error))
-    print_table(grouped)
-    say(f"wrote {args.out}.png and {args.out}.svg")
+        Parser(prog="plot.py").error(str(error))
+    if args.out:
+        say(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tests of runs: what is logged and kept, evaluation, plots, bad input.
+"""Tests of runs: what is logged and kept, evaluation, bad input.
 
 QMIX (https://arxiv.org/abs/1803.11485). Run them with: python -m pytest extras/test_run.py
 
@@ -261,6 +261,11 @@ OTHERS = [
     (plot, "full"),
     (plot, "run --out file/curves"),
     (plot, "run --what"),
+    (plot, "run --out curves.txt"),
+    (plot, "run --table nothing"),
+    (plot, "file --table two-step"),
+    (plot, "run --results"),
+    (plot, "run --real --time"),
     (simulator, "--map nowhere"),
     (simulator, "--n-envs 0"),
     (benchmark, "--maps nowhere"),
@@ -317,18 +322,19 @@ def test_bad_input_of_other_scripts(workplace, capsys, monkeypatch, script, argv
     fails_with_one_line(script, argv, capsys, monkeypatch)
 
 
-HEAD = "t_env,wall_time,test_win_rate\n"
+HEAD = "t_env,wall_time,test_win_rate,test_return\n"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "t_env,wall_time\n1,2\n", HEAD, HEAD + "1,2,nan\n", HEAD + "2,1,0\n1,2,0\n"]
+    "text",
+    ["", "t_env,wall_time\n1,2\n", HEAD, HEAD + "1,2,nan,0\n", HEAD + "2,1,0,0\n1,2,0,0\n"],
 )
 def test_plot_refuses_bad_metrics(workplace, capsys, monkeypatch, text):
     (workplace / "metrics.csv").write_text(text)
     fails_with_one_line(plot, "run", capsys, monkeypatch)
 
 
-# --- evaluation and plots ------------------------------------------------------------------------
+# --- evaluation ----------------------------------------------------------------------------------
 
 
 def test_evaluation_repeats_itself_and_says_where_it_played(workplace, capsys, monkeypatch):
@@ -385,74 +391,6 @@ def test_a_run_from_another_runs_weights(whole, tmp_path, capsys):
     assert equal(learner_state(tmp_path / "vdn")["agent"], trained["agent"])
     assert "begins anew" in capsys.readouterr().out
     assert resume(tmp_path / "same", "--steps", "100") == 0
-
-
-def write_run(folder, wins, seconds, mixer="qmix", **changed):
-    folder.mkdir()
-    config = {"flags": {"map": "3m", "mixer": mixer, "seed": 1, "lr": 1.0} | changed}
-    files.write_config(folder, config | {"env": {"name": "sim", "map": "3m"}})
-    rows = [
-        {"t_env": 1000 * i, "wall_time": seconds * i, "test_win_rate": w}
-        for i, w in enumerate(wins)
-    ]
-    files.write_metrics(folder, rows)
-
-
-def test_plot(tmp_path, capsys):
-    curves = [(0.0, 0.5, 0.75, 1.0), (0.0, 0.0, 0.5, 0.5), (0.0, 0.25, 0.25, 0.9)]
-    for i, wins in enumerate(curves):
-        write_run(tmp_path / f"a{i}", wins, seconds=float(i + 1), seed=i)
-    write_run(tmp_path / "b", (0.0, 1.0), seconds=1.0, mixer="vdn")
-    folders = [tmp_path / name for name in ("a0", "a1", "a2", "b")]
-    assert plot.main([*map(str, folders), "--out", str(tmp_path / "out")]) is None
-    for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
-        data = (tmp_path / f"out{suffix}").read_bytes()
-        assert data.startswith(magic) and len(data) > 5000
-    qmix, vdn = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
-    # Final 0.5 0.9 1.0; 50 % after 1, 4, 9 s; 90 % after 3 s, never, 9 s.
-    assert qmix[:6] == ["sim", "3m", "qmix", "3", "3000", "0.900"]
-    assert qmix[6:] == ["0.700", "-", "0.950", "2k,", "4", "s", "3k,", "9", "s"]
-    assert vdn[3:] == [
-        "1",
-        "1000",
-        "1.000",
-        "1.000",
-        "-",
-        "1.000",
-        "1k,",
-        "1",
-        "s",
-        "1k,",
-        "1",
-        "s",
-    ]
-
-    members = [plot.read_run(folder)[2] for folder in folders[:3]]
-    x, low, middle, high = plot.quartiles(members, "t_env")
-    assert x.tolist() == [0, 1000, 2000, 3000]
-    assert np.array_equal(middle, np.median(curves, axis=0))
-    assert np.allclose((low[3], high[3]), (0.7, 0.95))
-    x, _, middle, _ = plot.quartiles(members, "wall_time")  # tests at 0-3, 0-6 and 0-9 s
-    assert x.tolist() == [0, 1, 2, 3]
-    assert middle[2] == pytest.approx(np.median([0.75, 0.0, 0.25 * 2 / 3]))
-
-
-def test_half_the_runs_must_get_there():
-    there, never = ({"t_env": [0, 1], "test_win_rate": np.array([0, win])} for win in (1.0, 0.4))
-    assert plot.reached([there, never], "t_env", 0.5) == np.inf
-    assert plot.reached([there, there, never], "t_env", 0.5) == 1
-
-
-def test_plot_keeps_other_hyperparameters_apart(tmp_path):
-    write_run(tmp_path / "a", (0.0, 1.0), 1.0)
-    write_run(tmp_path / "b", (0.0, 1.0), 1.0, seed=2)
-    write_run(tmp_path / "c", (0.0, 1.0), 1.0, lr=2.0)
-    runs = [plot.read_run(tmp_path / name) for name in "abc"]
-    grouped = plot.group_runs(runs)[("sim", "3m")]
-    assert {label: len(members) for label, members in grouped.items()} == {
-        "qmix, lr 1.0": 2,
-        "qmix, lr 2.0": 1,
-    }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

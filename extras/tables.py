@@ -1,0 +1,290 @@
+"""Tables of finished runs as markdown, and the statistics in them.
+
+QMIX (https://arxiv.org/abs/1803.11485). Not a script: plot.py reads the runs and prints what TABLES
+makes of them.
+
+maps below is {map: {label: runs}}, a run a dictionary of arrays of equal length: t_env, wall_time
+(seconds), test_win_rate and test_return, an element per test. A label is a method, with the flags
+in which it differs from others of that method. "Final" is the last test.
+"""
+
+import json
+from collections import Counter, defaultdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from two_step_game import PAPER, STATES
+
+METHODS = ("qmix", "vdn", "iql", "qmix-lin", "qmix-ns", "vdn-s")
+GAMES = {"sim": "simulator", "sc2": "StarCraft II"}  # how a table calls an environment
+LEVEL = 0.9  # a win rate that counts as won
+RESAMPLES = 2000  # of the bootstrap
+STEPS = (100_000, 200_000, 300_000, 500_000, 700_000, 750_000, 1_000_000, 1_500_000, 2_000_000)
+# Return of the greedy policies in the two-step game, by the paper.
+PAPER_RETURN = {"qmix": 8, "qmix-ns": 8, "qmix-lin": 7, "vdn-s": 7, "vdn": 7}
+
+
+# --- what others measured ------------------------------------------------------------------------
+
+
+@cache
+def published():
+    """results/published.json: win rates on StarCraft II, and where they come from."""
+    path = Path(__file__).resolve().parent.parent / "results" / "published.json"
+    return json.loads(path.read_text())
+
+
+def real_runs(map_name, method):
+    """Means over real runs on StarCraft II: {"runs": their number, "win_rate": {steps: mean},
+    "sources": [repository]}, or None if there are none."""
+    for row in published()["real_runs"]["rows"]:
+        if (row["map"], row["method"]) == (map_name, method):
+            return row | {"win_rate": {int(t): win for t, win in row["win_rate"].items()}}
+    return None
+
+
+# --- statistics ----------------------------------------------------------------------------------
+
+
+def iqm(scores):
+    """Interquartile mean over the last axis, (..., n) -> (...): a quarter of the scores, rounded
+    down, is left out at each end (https://arxiv.org/abs/2108.13264)."""
+    n = scores.shape[-1]
+    return np.sort(scores)[..., n // 4 : n - n // 4].mean(axis=-1)
+
+
+def improvement(x, y):
+    """P(X > Y) + P(X = Y) / 2 for a score of each side, drawn at random: (..., n), (..., m) ->
+    (...). It is Mann and Whitney's U / (n m)."""
+    return (1 + np.sign(x[..., :, None] - y[..., None, :]).mean(axis=(-2, -1))) / 2
+
+
+def resampled(scores, rng):
+    """Stratified bootstrap: of each map's scores (n,) as many again, drawn with replacement from
+    that map alone, (RESAMPLES, n). A list with an array per map."""
+    return [rng.choice(of_map, (RESAMPLES, len(of_map))) for of_map in scores]
+
+
+def with_interval(value, resamples):
+    """A number with its 95 % interval, the percentiles of the resamples (RESAMPLES,)."""
+    return f"{value:.2f} ({{:.2f}} - {{:.2f}})".format(*np.percentile(resamples, (2.5, 97.5)))
+
+
+def first_of_three(wins):
+    """Index of the first of three consecutive tests that were won by LEVEL on average; None if
+    there are no such three."""
+    means = (wins[:-2] + wins[1:-1] + wins[2:]) / 3
+    there = np.flatnonzero(means >= LEVEL - 1e-6)  # metrics.csv has six digits
+    return int(there[0]) if len(there) else None
+
+
+# --- cells ---------------------------------------------------------------------------------------
+
+
+def markdown(head, rows):
+    """Columns are padded, so that a terminal shows a table, too."""
+    lines = [head, ["---"] * len(head), *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    lines[1] = ["-" * width for width in widths]
+    padded = (zip(line, widths, strict=True) for line in lines)
+    return "\n".join(f"| {' | '.join(cell.ljust(n) for cell, n in line)} |" for line in padded)
+
+
+def each_row(maps):
+    """(map, label, runs), the methods of a map in the order of METHODS."""
+    for map_name, labels in maps.items():
+        yield from ((map_name, label, labels[label]) for label in sorted(labels, key=rank))
+
+
+def rank(label):
+    """Where a label stands in legends and tables."""
+    method = label.split(",")[0]
+    return METHODS.index(method) if method in METHODS else len(METHODS), label
+
+
+def final_scores(runs):
+    return np.array([run["test_win_rate"][-1] for run in runs])
+
+
+def final_win_rate(runs):
+    low, middle, high = np.percentile(final_scores(runs), (25, 50, 75))
+    return f"{middle:.2f}, {low:.2f} - {high:.2f}"
+
+
+def steps_done(runs):
+    ends = sorted({int(run["t_env"][-1]) for run in runs})
+    return " to ".join(f"{end:,}" for end in dict.fromkeys((ends[0], ends[-1])))
+
+
+def until_won(runs):
+    """Two cells: steps and seconds until the first of three tests with 90 %, median and slowest."""
+    first = [first_of_three(run["test_win_rate"]) for run in runs]
+    never, cells = first.count(None), []
+    for percent in (50, 100):
+        steps, seconds = (
+            np.percentile(
+                [np.inf if i is None else run[axis][i] for run, i in zip(runs, first, strict=True)],
+                percent,
+                method="higher",
+            )
+            for axis in ("t_env", "wall_time")
+        )
+        some = f"never ({never} of {len(runs)})"
+        cells.append(some if steps == np.inf else f"{steps / 1e3:.0f}k steps, {seconds:.0f} s")
+    return cells
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def win_rates(game, maps):
+    """Final win rates, and how soon 90 % was reached."""
+    head = ["map", "method", "seeds", "steps", f"final win rate, {game}: median, quartiles"]
+    head += ["90 % at, median", "90 % at, slowest"]
+    rows = [
+        [name, label, str(len(runs)), steps_done(runs), final_win_rate(runs), *until_won(runs)]
+        for name, label, runs in each_row(maps)
+    ]
+    return markdown(head, rows)
+
+
+def all_maps(game, maps):
+    """Final win rates beside those that others measured on StarCraft II, in their own columns."""
+    head = ["map", "method", "seeds", "steps", f"final win rate, {game}: median, quartiles"]
+    head += ["StarCraft II, real runs: mean (runs)", "StarCraft II 4.6.2, SMAC paper: median"]
+    rows, sources = [], set()
+    for name, label, runs in each_row(maps):
+        real, cell = real_runs(name, label), ""
+        done = min(run["t_env"][-1] for run in runs)
+        if real and done >= min(real["win_rate"]):
+            steps = max(t for t in real["win_rate"] if t <= done)
+            cell = f"{real['win_rate'][steps]:.2f} ({real['runs']}) at {steps:,}"
+            sources.update(real["sources"])
+        percent = published()["smac_paper"]["percent"].get(name, {}).get(label)
+        paper = "" if percent is None else f"{percent / 100:.2f}"
+        here = [str(len(runs)), steps_done(runs), final_win_rate(runs)]
+        rows.append([name, label, *here, cell, paper])
+    texts = [markdown(head, rows), f"SMAC paper: {published()['smac_paper']['about']}"]
+    if sources:
+        names = ", ".join(sorted(sources))
+        texts.append(f"Real runs: {published()['real_runs']['about']} Repositories: {names}.")
+    return "\n\n".join(texts)
+
+
+def by_steps(game, maps):
+    """Win rates after so many steps, and those of real runs below them. A run counts where it has
+    a test within 2 % of the steps; runs that have none there are missing from the median."""
+    rows = []
+    for name, label, runs in each_row(maps):
+        cells = []
+        for steps in STEPS:
+            nearest = [(run, abs(run["t_env"] - steps).argmin()) for run in runs]
+            wins = [
+                run["test_win_rate"][i]
+                for run, i in nearest
+                if abs(run["t_env"][i] - steps) <= 0.02 * steps
+            ]
+            fewer = f" ({len(wins)})" if len(wins) < len(runs) else ""
+            cells.append(f"{np.median(wins):.2f}{fewer}" if wins else "")
+        rows.append([name, label, f"{game}, {len(runs)}", *cells])
+        if real := real_runs(name, label):
+            wins = [real["win_rate"].get(steps) for steps in STEPS]
+            cells = ["" if win is None else f"{win:.2f}" for win in wins]
+            rows.append([name, label, f"StarCraft II, {real['runs']} (mean)", *cells])
+    reached = max(
+        (i for row in rows if row[2].startswith(game) for i, cell in enumerate(row) if cell)
+    )
+    head = ["map", "method", "played by, runs", *(f"{steps:,}" for steps in STEPS)]
+    return markdown(head[: reached + 1], [row[: reached + 1] for row in rows])
+
+
+def methods(game, maps):
+    """Interquartile means over maps and seeds, and how probably QMIX is better than each method,
+    with stratified bootstrap intervals. Of the maps, those on which all methods were run."""
+    labels = sorted({label for of_map in maps.values() for label in of_map}, key=rank)
+    common = [name for name in maps if all(label in maps[name] for label in labels)]
+    if not common:
+        raise ValueError(f"no map was played by all of {', '.join(labels)}: plot fewer of them")
+    scores = {label: [final_scores(maps[name][label]) for name in common] for label in labels}
+    rng = np.random.default_rng(0)
+    again = {label: resampled(scores[label], rng) for label in labels}
+
+    def better(x, y):
+        """Mean over maps of the probability that a run of x does better than one of y."""
+        return np.mean([improvement(*pair) for pair in zip(x, y, strict=True)], axis=0)
+
+    rows = []
+    for label in labels:
+        mean = with_interval(iqm(np.hstack(scores[label])), iqm(np.hstack(again[label])))
+        cell = ""
+        if label != "qmix" and "qmix" in labels:
+            chance = better(scores["qmix"], scores[label])
+            cell = with_interval(chance, better(again["qmix"], again[label]))
+        rows.append([label, str(sum(map(len, scores[label]))), mean, cell])
+    head = ["method", "runs", f"final win rate, {game}: interquartile mean (95 %)"]
+    head.append("QMIX is better with probability (95 %)")
+    return f"{markdown(head, rows)}\n\nOver the maps {', '.join(common)}."
+
+
+def returns(game, maps):
+    """For games without a win rate: the mean return of the first test and of the last."""
+    most = max(len(runs) for _, _, runs in each_row(maps))
+    rows = []
+    for name, label, runs in each_row(maps):
+        ends = [run["test_return"][[0, -1]] for run in runs]
+        cells = [f"{first:.1f} to {last:.1f}" for first, last in ends] + [""] * (most - len(ends))
+        rows.append([name, label, steps_done(runs), *cells])
+    head = [f"{game}, game", "method", "steps", *(f"run {i + 1}" for i in range(most))]
+    return markdown(head, rows)
+
+
+def two_step(paths):
+    """The paper's Table 2 from files with a line of `two_step_game.py --json` per run: mean and
+    standard deviation over seeds. Raises ValueError, one line, if they are something else."""
+    by_kind = defaultdict(list)
+    try:
+        for line in (line for path in paths for line in path.read_text().splitlines()):
+            result = json.loads(line)
+            values = np.array([result[state] for state in STATES]).reshape(3, 4)  # 2x2 in a row
+            by_kind[result["mixer"]].append((values, result["greedy_return"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"not what two_step_game.py --json prints: {error!r}") from None
+    if not by_kind:
+        raise ValueError("these files hold no result of two_step_game.py --json")
+    rows = []
+    for kind in sorted(by_kind, key=rank):
+        values = np.array([values for values, _ in by_kind[kind]])  # (seeds, 3, 4)
+        counts = sorted(Counter(best for _, best in by_kind[kind]).items(), reverse=True)
+        of = f"{len(values)} seed{'s' * (len(values) != 1)}"
+        found = ", ".join(f"{best:g}: {n} of {of}" for best, n in counts)
+        expected = str(PAPER_RETURN.get(kind, ""))
+        for i, state in enumerate(STATES):
+            spread = zip(values.mean(axis=0)[i] + 0.0, values.std(axis=0)[i], strict=True)
+            paper = np.ravel(PAPER[kind][i]) if kind in PAPER else []
+            first = (kind, found, expected) if i == 0 else ("", "", "")
+            cells = [f"{mean:.2f} ± {sd:.2f}" for mean, sd in spread]
+            there = ", ".join(f"{q:.2f}" for q in paper)
+            rows.append([first[0], state.replace("_", " "), *cells, there, *first[1:]])
+    head = ["method", "Q_tot in", "A, A", "A, B", "B, A", "B, B", "in the paper"]
+    return markdown([*head, "greedy return", "in the paper"], rows)
+
+
+# By the name that --table gives them: of runs, each called once per environment.
+TABLES = {
+    "win-rates": win_rates,
+    "all-maps": all_maps,
+    "by-steps": by_steps,
+    "methods": methods,
+    "returns": returns,
+}
+
+
+def make(kind, grouped):
+    """The table of that kind from {(environment, map): {label: runs}}, one per environment."""
+    environments = defaultdict(dict)
+    for (env, map_name), labels in grouped.items():
+        environments[env][map_name] = labels
+    texts = (TABLES[kind](GAMES.get(env, env), maps) for env, maps in environments.items())
+    return "\n\n".join(texts)

@@ -1,0 +1,277 @@
+"""Tests of the pictures and tables of runs, and of those in README.md and results/README.md.
+
+QMIX (https://arxiv.org/abs/1803.11485). Run them with: python -m pytest extras/test_plot.py
+"""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from extras import files, plot, tables
+
+
+def write_run(folder, wins, seconds=1.0, mixer="qmix", map_name="3m", every=1000, **changed):
+    """A run directory with a test every so many steps and seconds."""
+    folder.mkdir(parents=True)
+    config = {"flags": {"map": map_name, "mixer": mixer, "seed": 1, "lr": 1.0} | changed}
+    files.write_config(folder, config | {"env": {"name": "sim", "map": map_name}})
+    rows = [
+        {"t_env": every * i, "wall_time": seconds * i, "test_win_rate": w, "test_return": 20 * w}
+        for i, w in enumerate(wins)
+    ]
+    files.write_metrics(folder, rows)
+    return str(folder)
+
+
+def cells(text):
+    """The rows of a markdown table below its head, as lists of cells."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def printed(capsys, *argv):
+    assert plot.main([*argv]) is None
+    return capsys.readouterr().out
+
+
+# --- curves --------------------------------------------------------------------------------------
+
+
+CURVES = ((0.0, 0.5, 1.0, 0.7, 1.0), (0.0, 0.0, 0.5, 0.5, 0.5), (0.0, 0.9, 0.9, 0.9, 0.75))
+
+
+def test_plot(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [write_run(tmp_path / f"a{i}", wins, i + 1.0) for i, wins in enumerate(CURVES)]
+    runs.append(write_run(tmp_path / "b", (0.0, 1.0), mixer="vdn"))
+    for out, magic in (("out.png", b"\x89PNG"), ("out.svg", b"<?xml"), ("out", b"\x89PNG")):
+        qmix, vdn = cells(printed(capsys, *runs, "--out", out))
+        data = (tmp_path / (out if "." in out else "out.png")).read_bytes()
+        assert data.startswith(magic) and len(data) > 5000
+        plot.main([*runs, "--out", out])
+        assert (tmp_path / (out if "." in out else "out.png")).read_bytes() == data
+        capsys.readouterr()
+    assert qmix[:5] == ["3m", "qmix", "3", "4,000", "0.75, 0.62 - 0.88"]
+    # Three tests with 90 % on average: from 2,000 steps and 2 s, never, from 1,000 steps and 3 s.
+    assert qmix[5:] == ["2k steps, 3 s", "never (1 of 3)"]
+    assert vdn[2:] == ["1", "1,000", "1.00, 1.00 - 1.00", "never (1 of 1)", "never (1 of 1)"]
+    assert not (tmp_path / "curves.png").exists()
+    assert "final win rate, simulator" in printed(capsys, *runs)
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_a_curve_is_the_median_between_the_quartiles(tmp_path):
+    for i, wins in enumerate(CURVES):
+        write_run(tmp_path / f"a{i}", wins, i + 1.0)
+    members = [plot.read_run(tmp_path / f"a{i}")[2] for i in range(3)]
+    x, low, middle, high = plot.quartiles(members, "t_env")
+    assert x.tolist() == [0, 1000, 2000, 3000, 4000]
+    assert np.array_equal(middle, np.median(CURVES, axis=0))
+    assert np.allclose((low[4], high[4]), (0.625, 0.875))
+    x, _, middle, _ = plot.quartiles(members, "wall_time")  # tests at 0-4, 0-8 and 0-12 s
+    assert x.tolist() == [0, 1, 2, 3, 4]
+    assert middle[1] == pytest.approx(np.median([0.5, 0.0, 0.9 / 3]))
+
+
+def test_plot_keeps_other_hyperparameters_apart(tmp_path):
+    write_run(tmp_path / "a", (0.0, 1.0))
+    write_run(tmp_path / "b", (0.0, 1.0), seed=2, a_flag_of_later=False)
+    write_run(tmp_path / "c", (0.0, 1.0), lr=2.0)
+    runs = [plot.read_run(tmp_path / name) for name in "abc"]
+    grouped = plot.group_runs(runs)[("sim", "3m")]
+    assert {label: len(members) for label, members in grouped.items()} == {
+        "qmix, lr 1.0": 2,
+        "qmix, lr 2.0": 1,
+    }
+
+
+# --- statistics ----------------------------------------------------------------------------------
+
+# Final win rates, seeds x maps, and what rliable 1.2.0 makes of them (pandas 2; it does not start
+# with pandas 3), 50,000 and 5,000 resamples:
+#   library.get_interval_estimates({"q": Q, "v": V}, lambda x: np.array([metrics.aggregate_iqm(x)]))
+#   library.get_interval_estimates({"q,v": (Q, V)},
+#       lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=5000)
+Q = ((0.97, 1.0, 0.84), (0.94, 0.97, 0.66), (1.0, 1.0, 0.94), (0.88, 0.94, 0.41), (0.97, 0.91, 1.0))
+V = (
+    (0.94, 0.97, 0.12),
+    (0.97, 0.75, 0.03),
+    (0.91, 0.97, 0.34),
+    (0.66, 0.81, 0.0),
+    (0.97, 0.91, 0.41),
+)
+RLIABLE_Q = (0.94666667, 0.89444444, 0.97666667)
+RLIABLE_V = (0.74444444, 0.64666667, 0.80777778)
+RLIABLE_IMPROVEMENT = (0.80666667, 0.64, 0.93333333)
+
+
+def numbers(cell):
+    """Of "0.95 (0.89 - 0.98)"."""
+    return [
+        float(word) for word in cell.replace("(", "").replace(")", "").split(" ") if word != "-"
+    ]
+
+
+def test_methods_are_compared_as_rliable_does(tmp_path, capsys):
+    runs = []
+    for (mixer, scores), m in itertools.product((("qmix", Q), ("vdn", V)), range(3)):
+        for seed, row in enumerate(scores):
+            folder = tmp_path / f"{mixer}_{m}_{seed}"
+            runs.append(write_run(folder, (0.0, row[m]), mixer=mixer, map_name=f"map{m}"))
+    # a map that only QMIX has played does not count
+    runs.append(write_run(tmp_path / "more", (0.0, 0.0), map_name="alone"))
+    out = printed(capsys, *runs, "--table", "methods")
+    qmix, vdn = cells(out)
+    assert "Over the maps map0, map1, map2." in out and not (tmp_path / "curves.png").exists()
+    assert qmix[:2] == ["qmix", "15"] and vdn[:2] == ["vdn", "15"] and qmix[3] == ""
+    assert numbers(qmix[2])[0] == round(RLIABLE_Q[0], 2)
+    assert numbers(vdn[2])[0] == round(RLIABLE_V[0], 2)
+    assert numbers(vdn[3])[0] == round(RLIABLE_IMPROVEMENT[0], 2)
+    assert numbers(qmix[2]) == pytest.approx(RLIABLE_Q, abs=0.015)
+    assert numbers(vdn[2]) == pytest.approx(RLIABLE_V, abs=0.015)
+    assert numbers(vdn[3]) == pytest.approx(RLIABLE_IMPROVEMENT, abs=0.025)
+    assert tables.iqm(np.ravel(Q)) == pytest.approx(RLIABLE_Q[0], abs=1e-8)
+
+
+def test_interquartile_mean_and_improvement_against_plain_loops():
+    rng = np.random.default_rng(1)
+    for n in range(1, 12):
+        x, y = rng.integers(0, 5, n) / 4, rng.integers(0, 5, 7) / 4
+        middle = sorted(x)[n // 4 : n - n // 4]
+        assert tables.iqm(x) == pytest.approx(sum(middle) / len(middle))
+        pairs = [(a > b) + (a == b) / 2 for a in x for b in y]
+        assert tables.improvement(x, y) == pytest.approx(sum(pairs) / len(pairs))
+    both = tables.improvement(np.array([[0.0], [1.0]]), np.array([[1.0, 1.0], [0.0, 1.0]]))
+    assert both.tolist() == [0.0, 0.75]
+
+
+def test_maps_are_resampled_each_for_itself():
+    few, many = tables.resampled([np.array([0.0, 0.5]), np.ones(3)], np.random.default_rng(0))
+    assert few.shape == (tables.RESAMPLES, 2) and many.shape == (tables.RESAMPLES, 3)
+    assert set(np.ravel(few)) == {0.0, 0.5} and set(np.ravel(many)) == {1.0}
+    assert few.mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_no_map_in_common(tmp_path, capsys):
+    runs = [write_run(tmp_path / "a", (0.0, 1.0))]
+    runs.append(write_run(tmp_path / "b", (0.0, 1.0), mixer="vdn", map_name="8m"))
+    with pytest.raises(SystemExit):
+        plot.main([*runs, "--table", "methods"])
+    assert "no map was played by all of qmix, vdn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wins", "first"),
+    [
+        ([1.0, 1.0], None),
+        ([0.0, 1.0, 0.7, 1.0], 1),
+        ([0.9, 0.9, 0.9], 0),
+        ([1.0, 0.6, 1.0, 0.6], None),
+        ([0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0], 2),
+        ([0.90625, 0.90625, 0.875, 0.90625, 0.90625], None),
+        ([0.90625, 0.90625, 0.8875], 0),
+    ],
+)
+def test_first_of_three_tests(wins, first):
+    assert tables.first_of_three(np.array(wins)) == first
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_beside_the_real_game_by_steps(tmp_path, capsys):
+    wins = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    runs = [write_run(tmp_path / "a", wins, every=100_900, map_name="3s5z")]  # up to 504,500
+    runs.append(write_run(tmp_path / "b", [0.0, 0.5, 0.6], every=100_000, map_name="3s5z"))
+    runs.append(write_run(tmp_path / "c", [0.0, 0.7], every=103_000, map_name="3s5z"))
+    out = printed(capsys, *runs, "--table", "by-steps")
+    here, real = cells(out)
+    assert "| 100,000 | 200,000 | 300,000 | 500,000" in " ".join(out.split())
+    # the mean of two of three runs at 100,000 and 200,000: c's test is 3 % late
+    expected = ["3s5z", "qmix", "simulator, 3", "0.30 (2)", "0.40 (2)", "0.30 (1)", "0.50 (1)"]
+    assert here == expected
+    assert real[2:] == ["StarCraft II, 5 (mean)", "0.32", "0.25", "0.38", "0.71"]
+
+
+def test_beside_what_others_measured(tmp_path, capsys):
+    runs = [
+        write_run(tmp_path / f"{mixer}_{map_name}", [0.0, 0.6, 0.75], 1.0, mixer, map_name, 400_000)
+        for mixer, map_name in (("qmix", "3s5z"), ("vdn", "3s5z"), ("qmix", "8m"))
+    ]
+    out = printed(capsys, *runs, "--table", "all-maps")
+    qmix, vdn, other = cells(out)
+    assert qmix[2:] == ["1", "800,000", "0.75, 0.75 - 0.75", "0.76 (5) at 750,000", "0.97"]
+    assert vdn[5:] == ["", "0.84"] and other[5:] == ["", ""]
+    assert "1902.04043" in out and "Jonarain/pymarl, Togmm/pymarl-monotone-qmix." in out
+    assert "final win rate, simulator" in out and "StarCraft II 4.6.2, SMAC paper" in out
+
+
+def test_two_step_table(tmp_path, capsys):
+    states = {state: [[1.0, 2.0], [3.0, 4.0]] for state in tables.STATES}
+    results = [{"mixer": "vdn", "seed": 0, "greedy_return": 7.0} | states]
+    results.append(results[0] | {"seed": 1, "greedy_return": 8.0, "state_2A": [[2, 2], [3, 0]]})
+    path = tmp_path / "two_step.jsonl"
+    path.write_text("".join(json.dumps(result) + "\n" for result in results))
+    first, second, _ = cells(printed(capsys, str(path), "--table", "two-step"))
+    assert first[:3] == ["vdn", "state 1", "1.00 ± 0.00"]
+    assert first[6:] == ["6.94, 6.94, 6.35, 6.36", "8: 1 of 2 seeds, 7: 1 of 2 seeds", "7"]
+    assert second[1:6] == ["state 2A", "1.50 ± 0.50", "2.00 ± 0.00", "3.00 ± 0.00", "2.00 ± 2.00"]
+
+
+def test_returns(tmp_path, capsys):
+    runs = [write_run(tmp_path / "a", (0.0, 0.5, 1.0)), write_run(tmp_path / "b", (0.5, 0.25))]
+    (row,) = cells(printed(capsys, *runs, "--table", "returns"))
+    assert row == ["3m", "qmix", "1,000 to 2,000", "0.0 to 20.0", "10.0 to 5.0"]
+
+
+# --- the pages -----------------------------------------------------------------------------------
+
+
+def test_a_page_is_renewed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plot, "ROOT", tmp_path)
+    monkeypatch.setattr(plot, "PAGES", ("page.md",))
+    for seed in (1, 2):
+        write_run(tmp_path / f"runs/3m_s{seed}", (0.0, 0.5 * seed))
+    page = tmp_path / "page.md"
+    command = "<!-- python -m extras.plot runs/3m_s* --out runs/curves.png -->"
+    page.write_text(f"Before\n\n{command}\n<!-- end -->\n\nAfter\n")
+    plot.main(["--results"])
+    text = page.read_text()
+    assert text.startswith(f"Before\n\n{command}\n\n| map ") and text.endswith("-->\n\nAfter\n")
+    assert cells(text)[0][:5] == ["3m", "qmix", "2", "1,000", "0.75, 0.62 - 0.88"]
+    picture = (tmp_path / "runs/curves.png").read_bytes()
+    (tmp_path / "runs/curves.png").unlink()
+    assert plot.renewed("page.md", pictures=False) == text
+    assert not (tmp_path / "runs/curves.png").exists()
+
+    page.write_text(text.replace("0.75", "0.95"))
+    assert plot.renewed("page.md", pictures=False) == text != page.read_text()
+    plot.main(["--results"])
+    assert page.read_text() == text and (tmp_path / "runs/curves.png").read_bytes() == picture
+    write_run(tmp_path / "runs/3m_s3", (0.0, 1.0))
+    assert cells(plot.renewed("page.md"))[0][2] == "3"
+
+    capsys.readouterr()
+    for wrong in (
+        text.replace("<!-- end -->", ""),
+        text.replace("<!-- end -->", "") + text,
+        text.replace("runs/3m", "runs/8m"),
+    ):
+        page.write_text(wrong)
+        with pytest.raises(SystemExit):
+            plot.main(["--results"])
+        assert page.read_text() == wrong and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("page", plot.PAGES)
+def test_the_tables_are_those_of_the_raw_files(page):
+    """python -m extras.plot --results brings them up to date."""
+    text = (plot.ROOT / page).read_text()
+    assert plot.renewed(page, pictures=False) == text
+    commands = plot.COMMAND.findall(text)
+    assert commands
+    for command in commands:
+        out = plot.parse(command.split()).out
+        assert out is None or (plot.ROOT / out).is_file()
