@@ -214,7 +214,8 @@ def renewed(page, pictures=True):
 
     with contextlib.chdir(ROOT):
         text = Path(page).read_text()
-        if text.count(COMMAND_BEGINS) != len(COMMAND.findall(text)):
+        begun = sum(line.startswith(COMMAND_BEGINS) for line in text.splitlines())
+        if begun != len(COMMAND.findall(text)):
             raise ValueError(f"{page}: a command without a line <!-- end --> below it")
         return COMMAND.sub(anew, text)
 
