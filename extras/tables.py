@@ -67,8 +67,11 @@ def resampled(scores, rng):
     return [rng.choice(of_map, (RESAMPLES, len(of_map))) for of_map in scores]
 
 
-def with_interval(value, resamples):
-    """A number with its 95 % interval, the percentiles of the resamples (RESAMPLES,)."""
+def with_interval(value, resamples, seeds):
+    """A number with its 95 % interval, the percentiles of the resamples (RESAMPLES,). A map with
+    one seed has nothing to resample: no interval then, as its width would say nothing."""
+    if seeds == 1:
+        return f"{value:.2f} (one seed)"
     return f"{value:.2f} ({{:.2f}} - {{:.2f}})".format(*np.percentile(resamples, (2.5, 97.5)))
 
 
@@ -110,7 +113,7 @@ def final_scores(runs):
 
 def final_win_rate(runs):
     low, middle, high = np.percentile(final_scores(runs), (25, 50, 75))
-    return f"{middle:.2f}, {low:.2f} - {high:.2f}"
+    return f"{middle:.2f}" + f", {low:.2f} - {high:.2f}" * (len(runs) > 1)
 
 
 def steps_done(runs):
@@ -210,6 +213,7 @@ def methods(game, maps):
     scores = {label: [final_scores(maps[name][label]) for name in common] for label in labels}
     rng = np.random.default_rng(0)
     again = {label: resampled(scores[label], rng) for label in labels}
+    fewest = {label: min(map(len, scores[label])) for label in labels}  # seeds on a map
 
     def better(x, y):
         """Mean over maps of the probability that a run of x does better than one of y."""
@@ -217,11 +221,12 @@ def methods(game, maps):
 
     rows = []
     for label in labels:
-        mean = with_interval(iqm(np.hstack(scores[label])), iqm(np.hstack(again[label])))
+        means = iqm(np.hstack(scores[label])), iqm(np.hstack(again[label]))
+        mean = with_interval(*means, fewest[label])
         cell = ""
         if label != "qmix" and "qmix" in labels:
-            chance = better(scores["qmix"], scores[label])
-            cell = with_interval(chance, better(again["qmix"], again[label]))
+            chances = better(scores["qmix"], scores[label]), better(again["qmix"], again[label])
+            cell = with_interval(*chances, min(fewest["qmix"], fewest[label]))
         rows.append([label, str(sum(map(len, scores[label]))), mean, cell])
     head = ["method", "runs", f"final win rate, {game}: interquartile mean (95 %)"]
     head.append("QMIX is better with probability (95 %)")

@@ -56,7 +56,7 @@ def test_plot(tmp_path, capsys, monkeypatch):
     assert qmix[:5] == ["3m", "qmix", "3", "4,000", "0.75, 0.62 - 0.88"]
     # Three tests with 90 % on average: from 2,000 steps and 2 s, never, from 1,000 steps and 3 s.
     assert qmix[5:] == ["2k steps, 3 s", "never (1 of 3)"]
-    assert vdn[2:] == ["1", "1,000", "1.00, 1.00 - 1.00", "never (1 of 1)", "never (1 of 1)"]
+    assert vdn[2:] == ["1", "1,000", "1.00", "never (1 of 1)", "never (1 of 1)"]
     assert not (tmp_path / "curves.png").exists()
     assert "final win rate, simulator" in printed(capsys, *runs)
     assert (tmp_path / "curves.png").exists()
@@ -154,6 +154,13 @@ def test_maps_are_resampled_each_for_itself():
     assert few.mean() == pytest.approx(0.25, abs=0.02)
 
 
+def test_one_seed_has_no_interval(tmp_path, capsys):
+    runs = [write_run(tmp_path / f"a{i}", (0.0, 0.8), seed=i) for i in range(2)]
+    runs.append(write_run(tmp_path / "b", (0.0, 0.5), mixer="vdn"))
+    qmix, vdn = cells(printed(capsys, *runs, "--table", "methods"))
+    assert qmix[2] == "0.80 (0.80 - 0.80)" and vdn[2:] == ["0.50 (one seed)", "1.00 (one seed)"]
+
+
 def test_no_map_in_common(tmp_path, capsys):
     runs = [write_run(tmp_path / "a", (0.0, 1.0))]
     runs.append(write_run(tmp_path / "b", (0.0, 1.0), mixer="vdn", map_name="8m"))
@@ -202,7 +209,7 @@ def test_beside_what_others_measured(tmp_path, capsys):
     ]
     out = printed(capsys, *runs, "--table", "all-maps")
     qmix, vdn, other = cells(out)
-    assert qmix[2:] == ["1", "800,000", "0.75, 0.75 - 0.75", "0.76 (5) at 750,000", "0.97"]
+    assert qmix[2:] == ["1", "800,000", "0.75", "0.76 (5) at 750,000", "0.97"]
     assert vdn[5:] == ["", "0.84"] and other[5:] == ["", ""]
     assert "1902.04043" in out and "Jonarain/pymarl, Togmm/pymarl-monotone-qmix." in out
     assert "final win rate, simulator" in out and "StarCraft II 4.6.2, SMAC paper" in out
