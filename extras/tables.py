@@ -72,7 +72,8 @@ def with_interval(value, resamples, seeds):
     one seed has nothing to resample: no interval then, as its width would say nothing."""
     if seeds == 1:
         return f"{value:.2f} (one seed)"
-    return f"{value:.2f} ({{:.2f}} - {{:.2f}})".format(*np.percentile(resamples, (2.5, 97.5)))
+    low, high = np.percentile(resamples, (2.5, 97.5))
+    return f"{value:.2f} ({low:.2f} - {high:.2f})"
 
 
 def first_of_three(wins):
@@ -122,7 +123,8 @@ def steps_done(runs):
 
 
 def until_won(runs):
-    """Two cells: steps and seconds until the first of three tests with 90 %, median and slowest."""
+    """Two cells: steps and seconds until the first of three tests with 90 %, median and slowest.
+    The median of an even number of runs is the later of the two in the middle."""
     first = [first_of_three(run["test_win_rate"]) for run in runs]
     never, cells = first.count(None), []
     for percent in (50, 100):
