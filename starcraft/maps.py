@@ -38,7 +38,7 @@ KERNEL = JIT | {"no_cpython_wrapper": False, "cache": True}
 KIND = np.dtype(  # one row per unit type; distances in cells, times in game loops
     [(name, np.float64) for name in (
         "health", "shield", "armor", "health_regen", "shield_regen", "shield_delay",
-        "energy", "energy_max", "energy_regen", "speed", "acceleration", "radius", "body",
+        "energy", "energy_max", "energy_regen", "speed", "acceleration", "radius", "body", "margin",
         "damage", "bonus_light", "bonus_armored", "range", "slop", "scan", "period",
         "damage_point", "missile_speed", "flight", "second_hit", "line_length", "line_width",
         "blast_radius", "heal_rate", "heal_cost", "heal_range", "heal_scan", "heal_min_energy",
@@ -89,6 +89,7 @@ def kind_table(facts, names):
         for field in ("health", "shield", "armor", "radius"):
             kind[field] = fact[field]
         kind["body"] = fact["separation_radius"]
+        kind["margin"] = fact["inner_radius"] - OVERLAP  # from walls
         kind["health_regen"] = fact.get("health_regen", 0) / LOOPS_PER_SECOND
         kind["shield_regen"] = fact.get("shield_regen", 0) / LOOPS_PER_SECOND
         kind["shield_delay"] = fact.get("shield_regen_delay", 0) * LOOPS_PER_SECOND
@@ -100,7 +101,8 @@ def kind_table(facts, names):
         kind["bonus_light"] = weapon.get("bonus", {}).get("Light", 0)
         kind["bonus_armored"] = weapon.get("bonus", {}).get("Armored", 0)
         kind["slop"] = weapon.get("range_slop", 0)
-        kind["scan"] = max(weapon.get("min_scan_range", 0), kind["range"])
+        rooted = fact["speed"] == 0
+        kind["scan"] = kind["range"] if rooted else weapon.get("min_scan_range", 0)
         kind["period"] = weapon.get("period", 0) * LOOPS_PER_SECOND
         kind["damage_point"] = weapon.get("damage_point", 0) * LOOPS_PER_SECOND
         kind["missile_speed"] = weapon.get("missile_speed", 0) / LOOPS_PER_SECOND
