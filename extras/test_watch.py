@@ -296,8 +296,8 @@ def test_page_in_a_browser(tmp_path, width, dark):
         tab.run("seek(24)")
         for i in (3, 0):
             where = f"""(() => {{ const r = $('field0').getBoundingClientRect(), b = shown[0].box,
-                u = unitAt(0, {i}, view.time), c = r.width / (b[2] - b[0]);
-                return [r.x + (u.x - b[0]) * c, r.y + (b[3] - u.y) * c]; }})()"""
+                u = unitAt(0, {i}, view.time), c = r.height / (b[3] - b[1]);
+                return [r.x + r.width / 2 + (u.x - (b[0] + b[2]) / 2) * c, r.y + (b[3] - u.y) * c]; }})()"""
             click(tab, *tab.run(where))
             assert tab.run("view.agent") == i
             values = tab.run("[...$('actions').children].map(row => Number(row.dataset.q))")
