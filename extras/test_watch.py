@@ -156,6 +156,23 @@ def test_picture_shows_units_where_they_are():
     assert x1 - x0 > 11.99 and y1 - y0 > 7.99
 
 
+def test_picture_shows_the_line_that_a_colossus_hits():
+    """1.4 cells to either side of its target, across the direction of fire; here along y."""
+    sim = watch.make_sim(a_team("2c_vs_64zg").flags, 0)
+    units, world = sim.units[0].copy(), sim.world.copy()
+    units["health"][[1, *range(3, len(units))]] = 0  # left: one Colossus, one Zergling
+    units["x"][[0, 2]], units["y"][[0, 2]] = (10, 15), 16
+    units["flight"][0], units["flight_target"][0] = 5, 2
+    pictures = []
+    for length in (2.8, 0):
+        world["kinds"]["line_length"][units["kind"][0]] = length
+        pictures.append(draw(units, world, sim.type_names, (0, 0, 32, 32), 20).astype(int))
+    rows, columns = np.nonzero(np.abs(pictures[0] - pictures[1]).max(-1) > 20)
+    assert 32 - rows.max() / 20 == pytest.approx(14.6, abs=0.1)
+    assert 32 - rows.min() / 20 == pytest.approx(17.4, abs=0.1)
+    assert np.abs(columns / 20 - 15).max() < 0.2
+
+
 def test_every_unit_type_has_a_shape():
     assert set(watch.make_sim(a_team().flags, 0).type_names) <= set(SHAPES)
 
@@ -421,9 +438,9 @@ def test_splash_and_blast_are_as_wide_as_they_hit(tmp_path, map_name, what, fiel
         }});
         return most;
     }})()"""
-    with browser(tmp_path / "page.html") as tab:
+    with browser(tmp_path / "page.html", height=700) as tab:
         bottom = tab.run("$('play').getBoundingClientRect().bottom")
-        assert bottom < 900, "the controls are below the screen"
+        assert bottom < 700, "the controls are below the screen"
         assert tab.run(script) == pytest.approx(reach, abs=0.15)
         assert tab.errors == []
 
