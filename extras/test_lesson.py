@@ -93,7 +93,8 @@ def test_the_rule_in_the_lesson(played):
 @pytest.mark.slow
 def test_solutions_of_the_exercises(played):
     found = played[1]
-    np.testing.assert_allclose(found["mixed_up"], 4, atol=0.5)
+    # three standard errors of the mean of 250 games that pay 0 or 8, as many as replay keeps
+    np.testing.assert_allclose(found["mixed_up"], 4, atol=3 * 4 / 250**0.5)
     assert found["mixed_return"] == 7
     assert found["signed_slope"] < 0 and found["signed_agreed"] < 0.5
 
