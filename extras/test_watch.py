@@ -156,6 +156,23 @@ def test_picture_shows_units_where_they_are():
     assert x1 - x0 > 11.99 and y1 - y0 > 7.99
 
 
+def test_picture_shows_the_line_that_a_colossus_hits():
+    """1.4 cells to either side of its target, across the direction of fire; here along y."""
+    sim = watch.make_sim(a_team("2c_vs_64zg").flags, 0)
+    units, world = sim.units[0].copy(), sim.world.copy()
+    units["health"][[1, *range(3, len(units))]] = 0  # left: one Colossus, one Zergling
+    units["x"][[0, 2]], units["y"][[0, 2]] = (10, 15), 16
+    units["flight"][0], units["flight_target"][0] = 5, 2
+    pictures = []
+    for length in (2.8, 0):
+        world["kinds"]["line_length"][units["kind"][0]] = length
+        pictures.append(draw(units, world, sim.type_names, (0, 0, 32, 32), 20).astype(int))
+    rows, columns = np.nonzero(np.abs(pictures[0] - pictures[1]).max(-1) > 20)
+    assert 32 - rows.max() / 20 == pytest.approx(14.6, abs=0.1)
+    assert 32 - rows.min() / 20 == pytest.approx(17.4, abs=0.1)
+    assert np.abs(columns / 20 - 15).max() < 0.2
+
+
 def test_every_unit_type_has_a_shape():
     assert set(watch.make_sim(a_team().flags, 0).type_names) <= set(SHAPES)
 
@@ -186,6 +203,14 @@ def test_a_run_of_train_is_watched(tmp_path):
 # ---- In a browser ------------------------------------------------------
 
 
+def is_error(message):
+    """Whether a message of the DevTools protocol says that something went wrong in the page."""
+    method, params = message.get("method", ""), message.get("params", {})
+    if method in ("Log.entryAdded", "Runtime.consoleAPICalled"):
+        return "error" in (params.get("type"), params.get("entry", {}).get("level"))
+    return method == "Runtime.exceptionThrown"
+
+
 @contextlib.contextmanager
 def browser(path, width=1200, height=900, dark=False):
     """A page in Chromium: ask(method, **params) of the DevTools protocol, run(javascript)."""
@@ -213,12 +238,7 @@ def browser(path, width=1200, height=900, dark=False):
             assert byte, "Chromium ended"
             text += byte
         found = json.loads(text[:-1])
-        method = found.get("method", "")
-        if method == "Runtime.exceptionThrown" or (
-            method in ("Log.entryAdded", "Runtime.consoleAPICalled")
-            and "error"
-            in (found["params"].get("type"), found["params"].get("entry", {}).get("level"))
-        ):
+        if is_error(found):
             errors.append(found)
         return found
 
@@ -268,11 +288,32 @@ def click(tab, x, y):
         tab.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
 
+def click_unit(tab, team, i):
+    """A click on unit i of the battle of a team."""
+    x, y = tab.run(f"""(() => {{
+        const r = $('field{team}').getBoundingClientRect(), u = unitAt({team}, {i}, view.time);
+        const of = (f, n) => f(...shown.map(battle => battle.box[n]));  // one window for all
+        const [x0, y0] = [of(Math.min, 0), of(Math.min, 1)];
+        const [x1, y1] = [of(Math.max, 2), of(Math.max, 3)];
+        const c = r.height / (y1 - y0);
+        return [r.x + r.width / 2 + (u.x - (x0 + x1) / 2) * c, r.y + (y1 - u.y) * c];
+    }})()""")
+    click(tab, x, y)
+
+
+def q_values(tab):
+    return tab.run("[...$('actions').children].map(row => Number(row.dataset.q))")
+
+
 PIXELS = "document.getElementById('field0').toDataURL()"
 WAIT = "new Promise(done => setTimeout(done, 700))"
+NARROW = "document.documentElement.scrollWidth <= innerWidth"
+in_a_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no chromium here: apt-get install chromium"
+)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here: apt-get install chromium")
+@in_a_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 390], ids=["desktop", "phone"])
 def test_page_in_a_browser(tmp_path, width, dark):
@@ -295,18 +336,129 @@ def test_page_in_a_browser(tmp_path, width, dark):
         assert tab.run("view.time") == 89
         tab.run("seek(24)")
         for i in (3, 0):
-            where = f"""(() => {{ const r = $('field0').getBoundingClientRect(), b = shown[0].box,
-                u = unitAt(0, {i}, view.time), c = r.width / (b[2] - b[0]);
-                return [r.x + (u.x - b[0]) * c, r.y + (b[3] - u.y) * c]; }})()"""
-            click(tab, *tab.run(where))
+            click_unit(tab, 0, i)
             assert tab.run("view.agent") == i
-            values = tab.run("[...$('actions').children].map(row => Number(row.dataset.q))")
-            np.testing.assert_allclose(values, qs[3, i], atol=1e-4)
+            np.testing.assert_allclose(q_values(tab), qs[3, i], atol=1e-4)
         press(tab, "ArrowDown")
         assert tab.run("view.agent") == 1 and "Agent 1" in tab.run("$('who').textContent")
         background = tab.run("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", background))) < 380) == dark
-        assert tab.run("document.documentElement.scrollWidth <= innerWidth"), (
-            "wider than the screen"
-        )
+        assert tab.run(NARROW), "wider than the screen"
         assert tab.errors == []
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1200, 390], ids=["desktop", "phone"])
+def test_compare_in_a_browser(tmp_path, width):
+    """QMIX beside VDN: both battles draw, and the values shown are those of the team clicked on."""
+    teams = [a_team(mixer=mixer) for mixer in ("qmix", "vdn")]
+    with torch.no_grad():
+        for weight in teams[1].agent.parameters():
+            weight.mul_(-1)  # another network, so that a mix-up would be seen
+    data = page(tmp_path / "page.html", teams)["teams"]
+    sim = watch.make_sim(teams[0].flags, SEED)
+    with browser(tmp_path / "page.html", width) as tab:
+        both = "[0, 1].map(k => $('field' + k).toDataURL())"
+        pixels = tab.run(both)
+        tab.run(WAIT)
+        assert all(a != b for a, b in zip(pixels, tab.run(both), strict=True))
+        tab.run("view.playing = false, seek(0)")
+        for k, i in ((1, 2), (0, 4)):
+            tab.run(f"$('field{k}').scrollIntoView()")
+            click_unit(tab, k, i)
+            assert tab.run("[view.team, view.agent]") == [k, i]
+            players = Players(teams[k].agent, 1, sim.n_agents, sim.n_actions)
+            players.act(sim.obs, sim.avail_actions)
+            np.testing.assert_allclose(q_values(tab), players.agent_qs[0, i], atol=1e-4)
+            q_tot = f"{data[k]['battles'][0]['q_tot'][0]:.2f}"
+            assert q_tot in tab.run("$('value-key').textContent")
+            said = tab.run("$('weight-key').textContent")
+            assert ("Agent 2 (thick): 1.000" in said and "VDN" in said) == (k == 1)
+        titles = tab.run("[...document.querySelectorAll('#fields h2')].map(h => h.textContent)")
+        assert titles == [team.label for team in teams]
+        assert tab.run(NARROW) and tab.errors == []
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1200, 390], ids=["desktop", "phone"])
+def test_two_step_page_in_a_browser(tmp_path, monkeypatch, width):
+    monkeypatch.setattr(watch.two_step_game, "ROUNDS", 20)
+    wanted = watch.two_step()
+    watch.write_page(tmp_path / "page.html", wanted)
+    with browser(tmp_path / "page.html", width) as tab:
+        assert tab.run("$('watch').hidden && $('battle').hidden")
+        cells = tab.run(
+            "[...document.querySelectorAll('td')].map(cell => [cell.textContent, cell.className])"
+        )
+        tables = [table for card in wanted["two_step"] for table in card["tables"]]
+        assert len(tables) == 9 and len(cells) == 36
+        shown = np.array([float(text) for text, _ in cells]).reshape(9, 2, 2)
+        np.testing.assert_allclose(shown, tables, atol=0.0051)
+        framed = np.array([name == "best" for _, name in cells]).reshape(9, 4)
+        assert framed[2].tolist() == [False, False, False, True]  # 8, of the truth in 2B
+        largest = np.reshape(tables, (9, 4)).argmax(1)
+        assert framed[np.arange(9), largest].all()
+        labels = tab.run("[...document.querySelectorAll('#two-step h2')].map(h => h.textContent)")
+        assert labels == ["the truth", "qmix, as learned", "vdn, as learned"]
+        box = tab.run("(r => [r.width, r.height])($('two-step').getBoundingClientRect())")
+        assert min(box) > 300 and tab.run(NARROW) and tab.errors == []
+
+
+@in_a_browser
+@pytest.mark.parametrize(
+    ("map_name", "what", "field", "reach"),
+    [
+        ("2c_vs_64zg", "shot", "line_length", 1.4),
+        ("so_many_baneling", "blast", "blast_radius", 2.2),
+    ],
+)
+def test_splash_and_blast_are_as_wide_as_they_hit(tmp_path, map_name, what, field, reach):
+    """A Colossus hits 1.4 cells to either side of its target, a Baneling all within 2.2: as far
+    reaches what is gone from the picture once the page takes the width for 0."""
+    team = page(tmp_path / "page.html", [a_team(map_name, policy="focus")])["teams"][0]
+    events = team["battles"][0]["events"]
+    _, first, last, i, j = next(e for e in events if e[0] == what and team["units"][e[3]][field])
+    script = f"""(() => {{
+        view.playing = false;
+        seek({last if what == "shot" else first});
+        const canvas = $('field0'), u = unitAt(0, {i}, view.time), v = unitAt(0, {j}, view.time);
+        const pen = canvas.getContext('2d');
+        const pixels = () => pen.getImageData(0, 0, canvas.width, canvas.height).data;
+        const {{ x0, y1, cell }} = lens(canvas), far = Math.hypot(v.x - u.x, v.y - u.y);
+        const [ax, ay] = far ? [(u.y - v.y) / far, (v.x - u.x) / far] : [1, 0];
+        const shown = pixels();
+        data.teams[0].units[{i}].{field} = 0;
+        refresh();
+        let most = 0;
+        pixels().forEach((value, n) => {{
+            if (Math.abs(value - shown[n]) < 10) return;
+            const pixel = Math.floor(n / 4), x = x0 + pixel % canvas.width / cell;
+            const y = y1 - Math.floor(pixel / canvas.width) / cell;
+            most = Math.max(most, Math.abs((x - v.x) * ax + (y - v.y) * ay));
+        }});
+        return most;
+    }})()"""
+    with browser(tmp_path / "page.html", height=700) as tab:
+        bottom = tab.run("$('play').getBoundingClientRect().bottom")
+        assert bottom < 700, "the controls are below the screen"
+        assert tab.run(script) == pytest.approx(reach, abs=0.15)
+        assert tab.errors == []
+
+
+@in_a_browser
+@pytest.mark.slow
+def test_a_large_battle_is_smooth(tmp_path, capsys):
+    """27m_vs_30m: how soon the page plays, and its frames a second; wide bounds, for slow machines
+    without a graphics card."""
+    page(tmp_path / "page.html", [a_team("27m_vs_30m", policy="focus")])
+    with browser(tmp_path / "page.html") as tab:
+        until_it_plays = """new Promise(done => { const look = () => view.frames > 1 ?
+            done(performance.now()) : setTimeout(look, 10); look(); })"""
+        seconds = tab.run(until_it_plays) / 1000
+        count = """new Promise(done => { const first = view.frames, from = performance.now();
+            const rate = () => 1000 * (view.frames - first) / (performance.now() - from);
+            setTimeout(() => done(rate()), 3000); })"""
+        rate = tab.run(count)
+        with capsys.disabled():
+            print(f"\n27m_vs_30m: plays {seconds:.2f} s after it was opened, {rate:.0f} frames/s")
+        assert seconds < 3 and rate > 20 and tab.errors == []

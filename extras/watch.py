@@ -228,7 +228,7 @@ def side_by_side(recorded, sims):
 def write_gif(path, picture, length):
     from PIL import Image
 
-    images = [Image.fromarray(picture(t, 14)) for t in range(0, length, GIF_EVERY)]
+    images = [Image.fromarray(picture(t, 24)) for t in range(0, length, GIF_EVERY)]
     palette = images[len(images) // 2].quantize(48)  # one for all: smaller, and no flicker
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     pause = 1000 * GIF_EVERY // LOOPS_PER_SECOND

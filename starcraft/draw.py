@@ -124,7 +124,13 @@ def draw(units, world, names, box=None, cell=20):
         u, v = units[i], units[j]
         heals = world["kinds"][u["kind"]]["heal_rate"] > 0
         colour = HEALTH if heals else SIDES[u["side"]]
-        pen.line((at(u["x"], u["y"]), at(v["x"], v["y"])), fill=colour + "B0", width=scale // 9)
+        line = {"fill": colour + "B0", "width": scale // 9}
+        pen.line((at(u["x"], u["y"]), at(v["x"], v["y"])), **line)
+        across = world["kinds"][u["kind"]]["line_length"] / 2  # of what a Colossus hits, to a side
+        gap = np.hypot(v["x"] - u["x"], v["y"] - u["y"])
+        if across > 0 and gap > 0:
+            x, y = (v["y"] - u["y"]) * across / gap, (u["x"] - v["x"]) * across / gap
+            pen.line((at(v["x"] - x, v["y"] - y), at(v["x"] + x, v["y"] + y)), **line)
     for i in np.flatnonzero(alive):
         bars(pen, at, scale, units[i], world["kinds"][units[i]["kind"]])
     return np.asarray(image.resize((width, height), Image.Resampling.BOX))
