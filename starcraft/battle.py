@@ -10,9 +10,9 @@ damage `hurt` | healing `heal`, `seek_patient` | walking `advance` | collision
 `blocked_headings`, `push_apart`.
 The figures (a weapon's range, a unit's speed) are in `smac_maps.json`.
 
-Known differences from StarCraft II (measured: README.md): the last ally of a big group lives too
-long; units stop a loop or two sooner when they find a target; Colossi kill too many Zerglings.
-Units turn at once; both sweeps of a Colossus land together, on both levels of a cliff; no
+Known differences from StarCraft II (measured: README.md): Marines of big groups do too much damage
+under random play; Colossi that step down a cliff among Zerglings get away too easily. Units turn at
+once; both sweeps of a Colossus land together, on both levels of a cliff; no
 Hydralisk melee attack; ways are not cut down to 1/4096 cell a loop.
 """
 
@@ -81,15 +81,33 @@ def wall(u, x, y, world):
     """True where the ground, or the map's edge, keeps unit u from standing at (x, y)."""
     X, Y = world.walkable.shape
     kind = world.kinds[u.kind]
-    if u.layers & FLYING:
+    if u.layers == FLYING:
         return not (0.0 <= x < X and 0.0 <= y < Y)
     west, east, south, north = x - kind.margin, x + kind.margin, y - kind.margin, y + kind.margin
     if west < 0.0 or east > X or south < 0.0 or north > Y:
         return True
-    # a unit that touches the edge of a cell does not stand in it
     i, j, last_i, last_j = int(x), int(y), int(np.ceil(east)) - 1, int(np.ceil(north)) - 1
     ground = world.with_cliffs if kind.walks_cliffs else world.walkable
-    return not (ground[int(west), j] and ground[last_i, j] and ground[i, int(south)] and ground[i, last_j])
+    beside = ground[int(west), j] and ground[last_i, j]
+    return not (beside and ground[i, int(south)] and ground[i, last_j])
+
+
+@njit(**JIT)
+def room_ahead(u, hx, hy, far, world):
+    """How far unit u can go along (hx, hy): `far`, or up to the wall in which that would end.
+
+    Recorded: a unit sent into a wall comes to rest at it, and does not slide along it.
+    """
+    if not wall(u, u.x + far * hx, u.y + far * hy, world):
+        return far
+    free = 0.0
+    for _ in range(16):  # bisection, to 1/32,768 of a cell
+        middle = (free + far) / 2
+        if wall(u, u.x + middle * hx, u.y + middle * hy, world):
+            far = middle
+        else:
+            free = middle
+    return free
 
 
 @njit(**JIT)
@@ -191,8 +209,8 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
     step = min(u.speed, far - stop_at)
     if step <= 0.0:
         return
-    X, Y = world.walkable.shape
-    if not (world.open_ground or u.layers & FLYING or kind.walks_cliffs):
+    Y = world.walkable.shape[1]
+    if not (world.open_ground or u.layers == FLYING or kind.walks_cliffs):
         cell_x, cell_y = ground_near(goal_x, goal_y, world)
         way = world.route[cell_x * Y + cell_y, int(u.x) * Y + int(u.y)]
         if way < STRAIGHT:  # a wall in between
@@ -541,8 +559,9 @@ def give_orders(units, actions, world):
             u.order = MOVE
             u.heading_x = 1.0 * ((action == EAST) - (action == WEST))
             u.heading_y = 1.0 * ((action == NORTH) - (action == SOUTH))
-            u.goal_x = u.x + world.move_amount * u.heading_x
-            u.goal_y = u.y + world.move_amount * u.heading_y
+            ahead = room_ahead(u, u.heading_x, u.heading_y, world.move_amount, world)
+            u.goal_x = u.x + ahead * u.heading_x
+            u.goal_y = u.y + ahead * u.heading_y
 
 
 @njit(**JIT)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .maps import AUTO, EAST, FIRST_TARGET, STOP
+from .maps import AUTO, EAST, FIRST_TARGET, NORTH, SOUTH, STOP, WEST
 from .simulator import BattleSim
 
 REAL = json.loads(Path(__file__).with_name("real_game.json").read_text())
@@ -25,6 +25,8 @@ EQUAL_SIDES = ("3m", "8m", "2s3z", "3s5z", "1c3s5z")
 CELL, WAY, INTERVAL, RETURN, LENGTH, FAIR = 0.001, 0.01, 1.0, 0.04, 0.06, 0.025
 WALK = 24 / 4096  # cells in 24 loops: the game cuts each loop's way down to 1/4096 cell
 EARLY_STEPS = 10_000
+OPEN = np.ones((32, 32), bool)
+SIDES = {"north": NORTH, "south": SOUTH, "east": EAST, "west": WEST}
 
 
 def start_error(name):
@@ -45,11 +47,11 @@ def cells_wrong(name):
     return int((cells != REAL["start_positions"][name]["enemy_cells"]).any(-1).sum())
 
 
-def lone_unit(kind, enemy, x=24.0, health=1e9):
-    """One battle of one allied `kind` at (8, 16) and one `enemy` at (x, 16) that does nothing."""
-    sim = BattleSim("2m_vs_1z", terrain=np.ones((32, 32), bool))
+def lone_unit(kind, enemy, x=24.0, health=1e9, at=(8, 16), terrain=OPEN):
+    """One battle of one allied `kind` at `at` and one `enemy` at (x, 16) that does nothing."""
+    sim = BattleSim("2m_vs_1z", terrain=terrain)
     sim.place_units(
-        0, [[8, 16, 1, 0, 50, 0], [0, 0, 0, 0, 0, 0]], [[x, 16, health, 0, 0, 0]],
+        0, [[*at, 1, 0, 50, 0], [0, 0, 0, 0, 0, 0]], [[x, 16, health, 0, 0, 0]],
         ally_types=[kind, "Marine"], enemy_types=[enemy],
     )  # fmt: skip
     sim.units[0, 0]["health"] = 1e9
@@ -62,6 +64,17 @@ def way(kind):
     sim = lone_unit(kind, "Zealot")
     sim.step(np.array([[EAST, 0]]))
     return float(sim.units[0, 0]["x"]) - 8
+
+
+def rest(kind, terrain, side, limit):
+    """Where a unit comes to rest that is sent towards a wall, from nearby."""
+    axis = "xy"[side in ("north", "south")]
+    before = limit - 0.8 if side in ("north", "east") else limit + 0.8
+    sim = lone_unit(
+        kind, "Zealot", at=(before, 16) if axis == "x" else (20, before), terrain=terrain
+    )
+    sim.step(np.array([[SIDES[side], 0]]))
+    return float(sim.units[0, 0][axis])
 
 
 def kill_interval(kind, attacks=200):
@@ -139,6 +152,14 @@ def measure(args):
         yield "enemies created in another cell", name, 0, cells_wrong(name), 0
     for kind, real in REAL["way_in_8_loops"].items():
         yield "way in 8 loops (cells)", kind, real, way(kind), WAY * real
+    for kind, terrain, side, limit in REAL["edges"]["rest"]:
+        yield (
+            f"{side} side of the {terrain}, rest",
+            kind,
+            limit,
+            rest(kind, terrain, side, limit),
+            CELL,
+        )
     for kind, row in REAL["kill_intervals"].items():
         real = row["loops"]
         yield "loops between two kills", kind, real, kill_interval(kind), INTERVAL

@@ -23,6 +23,7 @@ HOLD, MOVE, ATTACK, AUTO = range(4)  # orders; AUTO chooses its own targets (ene
 STRAIGHT, NO_ROUTE = 8, 9  # entries of the route table that are not directions
 GROUND, AIR = 1, 2
 OVERLAP = 63 / 1024  # cells by which bodies may overlap
+INTO_WALLS = 1 / 16  # cells by which a body may reach into a wall
 LAYERS = {"Ground": 1, "Flying": 2, "Colossus": 4, "Structure": 8}
 FLYING = LAYERS["Flying"]
 VARIANTS = 4  # at most so many start positions of a map vary
@@ -89,7 +90,7 @@ def kind_table(facts, names):
         for field in ("health", "shield", "armor", "radius"):
             kind[field] = fact[field]
         kind["body"] = fact["separation_radius"]
-        kind["margin"] = fact["inner_radius"] - OVERLAP  # from walls
+        kind["margin"] = fact["inner_radius"] - INTO_WALLS
         kind["health_regen"] = fact.get("health_regen", 0) / LOOPS_PER_SECOND
         kind["shield_regen"] = fact.get("shield_regen", 0) / LOOPS_PER_SECOND
         kind["shield_delay"] = fact.get("shield_regen_delay", 0) * LOOPS_PER_SECOND

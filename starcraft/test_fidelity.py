@@ -21,11 +21,13 @@ from .fidelity import (
     cells_wrong,
     enemy_walk,
     kill_interval,
+    lone_unit,
     mirrored_share,
+    rest,
     start_error,
     way,
 )
-from .maps import FIRST_TARGET, MAPS, unit_facts
+from .maps import AUTO, FIRST_TARGET, MAPS, STOP, read_terrain, unit_facts
 from .simulator import BattleSim
 
 POSITIONS = REAL["start_positions"]
@@ -91,9 +93,56 @@ def test_eight_marines_stand_in_one_line():
     assert in_line.all()
 
 
-@pytest.mark.xfail(reason="both rear Marines go round on the same side", strict=True)
 def test_rear_ranks_walk_round_on_both_sides():
     assert np.ptp(enemy_walk("8m", 8)[:, 1]) > 4.0  # recorded: 13.5 to 18.1
+
+
+@pytest.mark.parametrize(("kind", "terrain", "side", "limit"), REAL["edges"]["rest"])
+def test_units_come_to_rest_at_walls(kind, terrain, side, limit):
+    assert rest(kind, terrain, side, limit) == pytest.approx(limit, abs=1e-4)
+
+
+@pytest.mark.parametrize("terrain", ["strip", "ravine"])
+def test_units_died_on_walkable_ground_alone(terrain):
+    rows = REAL["edges"]["died_in"][terrain]
+    died = np.array([[cell == "1" for cell in row] for row in rows])[::-1].T  # (X, Y)
+    assert died.sum() > 80 and read_terrain(terrain)[0][died].all()
+
+
+@pytest.mark.parametrize("kind", ["Stalker", "Marauder"])
+def test_enemies_see_targets_at_five_and_a_half_cells(kind):
+    """Recorded: their weapons reach 6, but they walk on and stop 4.5 to 5.4 cells from an ally."""
+    for gap, walks in ((5.6, True), (5.3, False)):
+        radius = unit_facts()[kind]["radius"] + unit_facts()["Zealot"]["radius"]
+        sim = lone_unit("Zealot", kind, x=8 + radius + gap)
+        enemy = sim.units[0, 2]
+        enemy["order"], enemy["goal_x"], enemy["goal_y"] = AUTO, enemy["x"], 28.0
+        sim.step(np.array([[STOP, 0]]))
+        assert (enemy["y"] > 16.5) == walks
+
+
+def test_a_zergling_keeps_the_colossus_it_was_sent_against():
+    """Recorded on 2c_vs_64zg: 17 of 28 ran to the farther one."""
+    sim = BattleSim("2c_vs_64zg", 20)
+    targets = sim.units["target"][:, 2:]
+    assert 0.4 < targets.mean() < 0.6 and set(targets.flat) == {0, 1}
+    sim.units["health"][:, :2] = 1e9
+    for _ in range(10):
+        sim.step(np.full((20, 2), STOP))
+    alive = sim.units["health"][:, 2:] > 0
+    assert (sim.units["target"][:, 2:] == targets)[alive].all()
+
+
+def test_zerglings_go_to_the_side_on_whose_edge_a_colossus_stands():
+    """Cliff at 12 to 13: from below, those sent to a Colossus at 12.9 leave for the ramps."""
+    for y, leaves in ((12.9, True), (12.1, False)):
+        sim = BattleSim("2c_vs_64zg")
+        enemies = [[15, 8, 35, 0, 0, 0]] + [[0, 0, 0, 0, 0, 0]] * 63
+        sim.place_units(0, [[15, y, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]], enemies)
+        sim.units["health"][0, 0] = 1e9
+        for _ in range(4):
+            sim.step(np.array([[STOP, 0]]))
+        assert (abs(sim.units["x"][0, 2] - 15) > 2) == leaves
 
 
 def test_walkers_of_one_way_do_not_block_each_other():
