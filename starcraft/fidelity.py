@@ -2,6 +2,7 @@
 
     python -m starcraft.fidelity                       # everything; early training takes minutes
     python -m starcraft.fidelity --seeds 0             # without training: seconds
+    python -m starcraft.fidelity --seeds 0 --runs RUN_DIR ...      # battles of trained networks
 
 The real game's figures and their sources are in `real_game.json`. E battles, N agents, M enemies.
 """
@@ -25,6 +26,11 @@ EQUAL_SIDES = ("3m", "8m", "2s3z", "3s5z", "1c3s5z")
 CELL, WAY, INTERVAL, RETURN, LENGTH, FAIR = 0.001, 0.01, 1.0, 0.04, 0.06, 0.025
 WALK = 24 / 4096  # cells in 24 loops: the game cuts each loop's way down to 1/4096 cell
 EARLY_STEPS = 10_000
+TEAM_FACTS = {  # what extras/deaths.py counts, and its name in the recordings
+    "won": "wins", "steps": "mean_steps", "dead_allies": "dead_allies",
+    "first_ally_death": "first_ally_death_loop_mean",
+    "first_enemy_death": "first_enemy_death_loop_mean",
+}  # fmt: skip
 OPEN = np.ones((32, 32), bool)
 SIDES = {"north": NORTH, "south": SOUTH, "east": EAST, "west": WEST}
 
@@ -144,6 +150,26 @@ def early_training(name, seed, train):
     return float(last["train_return"]), float(last["t_env"]) / float(last["episodes"])
 
 
+def trained_team(run, train):
+    """Yields (fact, map, real, simulator): battles of a network that was trained here, beside the
+    mean over the recorded battles of networks that were trained on the real game."""
+    command = [sys.executable, "-m", "extras.deaths", str(run.resolve()), "--json"]
+    root = Path(train).resolve().parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{run}: {done.stderr.strip().splitlines()[-1]}")
+    ours = json.loads(done.stdout)
+    recorded = [
+        row
+        for name, row in REAL["trained_teams"].items()
+        if name.split("_qmix")[0].removesuffix("_relaxed") == ours["map"]
+    ]
+    for fact, of_game in TEAM_FACTS.items():
+        real = [row[of_game] / (row["battles"] if fact == "won" else 1) for row in recorded]
+        found = np.nan if ours[fact] is None else ours[fact]
+        yield f"trained team: {fact}", ours["map"], np.mean(real or [np.nan]), found
+
+
 def measure(args):
     """Yields (fact, map or unit, real, simulator, tolerance), tolerance in the fact's own units."""
     for name in REAL["start_positions"]:
@@ -179,6 +205,9 @@ def measure(args):
                 allowed = max(allowed, 3 * real["return_sd"])
             ours = float(np.mean([run[k] for run in runs]))
             yield f"first 10,000 steps, {fact}", name, real[fact], ours, allowed
+    for run in args.runs:
+        for row in trained_team(run, args.train):
+            yield *row, None  # two teams may play differently: there is no tolerance
 
 
 def draw(rows, path):
@@ -213,21 +242,28 @@ def main():
     parser.add_argument("--battles", type=int, default=4000, metavar="N", help="mirrored (4000)")
     parser.add_argument("--train", default=Path(__file__).parents[1] / "train.py", type=Path,
                         metavar="FILE", help="the trainer (../train.py)")  # fmt: skip
+    parser.add_argument("--runs", nargs="+", default=(), type=Path, metavar="RUN_DIR",
+                        help="trained networks, set beside recorded battles")  # fmt: skip
     parser.add_argument("--picture", default="fidelity.png", type=Path, metavar="FILE")
     args = parser.parse_args()
     if not (0 <= args.seeds <= 100 and 1 <= args.battles <= 100_000):
         parser.error("--seeds must be from 0 to 100 and --battles from 1 to 100000")
-    if args.seeds and not args.train.is_file():
+    if (args.seeds or args.runs) and not args.train.is_file():
         parser.error(f"there is no {args.train}: name a trainer by --train, or give --seeds 0")
+    for run in args.runs:
+        if not (run / "config.json").is_file():
+            parser.error(f"{run} is not a run directory: it has no config.json")
     print(
         "| fact | map or unit | game | simulator | tolerance | holds |\n|---|---|--:|--:|--:|---|"
     )
     rows = []
     for row in measure(args):
         fact, where, real, ours, tolerance = row
-        holds = "yes" if abs(ours - real) <= tolerance else "**no**"
-        print(f"| {fact} | {where} | {real:.4g} | {ours:.4g} | {tolerance:.3g} | {holds} |",
-              flush=True)  # fmt: skip
+        verdict = "|"
+        if tolerance is not None:
+            holds = "yes" if abs(ours - real) <= tolerance else "**no**"
+            verdict = f"{tolerance:.3g} | {holds}"
+        print(f"| {fact} | {where} | {real:.4g} | {ours:.4g} | {verdict} |", flush=True)
         rows.append(row)
     if args.seeds:
         draw(rows, args.picture)
