@@ -335,16 +335,19 @@ class BattleSim:
     def _set_variants(self, game_map):
         """Fill in the start positions that vary from battle to battle, see begin.
 
-        Those of units that are not there, on other terrain or in an altered map, are left out.
+        Left out, on other terrain or in an altered map: those of units that are not there, and
+        those that are not on the ground.
         """
         units, variants = self._template, self.world["variants"]
+        ground = {tuple(cell) for cell in np.argwhere(self.world["walkable"])}
         variants[:, 0] = -1
         rows = iter(variants)
         for side, name, (x, y), share, moved_to in game_map.get("start_variants", ()):
             there = (np.hypot(units["x"] - x, units["y"] - y) < 0.01) & (
                 units["kind"] == self._kind_names.index(name)
             )
-            for unit in np.flatnonzero(there & (units["side"] == (side == "enemy"))):
+            there &= (units["side"] == (side == "enemy")) & (tuple(map(int, moved_to)) in ground)
+            for unit in np.flatnonzero(there):
                 next(rows)[:] = unit, share, *moved_to
 
     def _fresh_units(self, names, spots, side):

@@ -204,8 +204,9 @@ def test_sane_under_random_play(name):
     play(name, 4, 130, check=sane)
 
 
-def test_resume_is_exact():
-    a, b, rng = BattleSim("MMM", 3, 5), BattleSim("MMM", 3, 77), np.random.default_rng(0)
+@pytest.mark.parametrize("name", ["MMM", "2c_vs_64zg"])  # the second: enemies that hunt
+def test_resume_is_exact(name):
+    a, b, rng = BattleSim(name, 3, 5), BattleSim(name, 3, 77), np.random.default_rng(0)
     for t in range(60):  # long enough for new battles to begin, too
         if t == 20:
             b.load_state_dict(a.state_dict())
@@ -315,6 +316,13 @@ def test_a_map_of_ones_own(monkeypatch):
     sim = BattleSim("4m_vs_2z")
     assert (sim.n_agents, sim.n_enemies, sim.n_actions) == (4, 2, 8)
     sim.step(np.ones((1, 4), int))
+
+
+def test_start_variants_stay_on_the_ground():
+    """2s3z, cut off at y = 17, where one Zealot of each side stands now and then."""
+    sim = BattleSim("2s3z", 200, terrain=np.ones((32, 17), bool))
+    assert (sim.world["variants"][:, 0] >= 0).sum() == 2  # those that stay below
+    assert 16.7 < sim.units["y"].max() < 17
 
 
 @pytest.mark.parametrize(
