@@ -6,14 +6,14 @@ at once and shows them as SMAC does (https://arxiv.org/abs/1902.04043). 16 loops
 8 loops one environment step.
 
 Find a rule: orders `give_orders` | targets `acquire` | attacking `fight`, `release`, `strike` |
-damage `hurt` | healing `heal`, `seek_patient` | walking `advance` | collision
-`blocked_headings`, `push_apart`.
+damage `hurt` | healing `heal`, `seek_patient` | walking `advance` | walls `wall`, `room_ahead`,
+`ground_near` | collision `blocked_headings`, `shorter_way_round`, `push_apart` | start `begin`.
 The figures (a weapon's range, a unit's speed) are in `smac_maps.json`.
 
 Known differences from StarCraft II (measured: README.md): Marines of big groups do too much damage
 under random play; Colossi that step down a cliff among Zerglings get away too easily. Units turn at
-once; both sweeps of a Colossus land together, on both levels of a cliff; no
-Hydralisk melee attack; ways are not cut down to 1/4096 cell a loop.
+once; both sweeps of a Colossus land together, on both levels of a cliff; Colossi seek no way round
+walls; no Hydralisk melee attack; ways are not cut down to 1/4096 cell a loop.
 """
 
 import numpy as np
@@ -78,7 +78,11 @@ def opponents(u, units, world):
 
 @njit(**JIT)
 def wall(u, x, y, world):
-    """True where the ground, or the map's edge, keeps unit u from standing at (x, y)."""
+    """True where the ground, or the map's edge, keeps unit u from standing at (x, y).
+
+    Of a walker four points are looked at: its kind's `margin` west, east, south and north of there.
+    A point on the line between two cells counts as in the one towards (x, y).
+    """
     X, Y = world.walkable.shape
     kind = world.kinds[u.kind]
     if u.layers == FLYING:
@@ -169,10 +173,10 @@ def step_along(u, hx, hy, step):
 
 
 @njit(**JIT)
-def shorter_way_round(i, hx, hy, far, units, world):
+def shorter_way_round(i, hx, hy, far, units):
     """1 (left) or -1 (right): where the crowd between unit i and a point `far` ahead ends sooner.
 
-    The crowd is everybody who stands there. Recorded on 8m: the two Marines of the last rank walk
+    The crowd is its friends who stand there. Recorded on 8m: the two Marines of the last rank walk
     round that end of the firing line that is nearer.
     """
     u = units[i]
@@ -225,7 +229,7 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
             u.detour = 0
             return
     if u.detour == 0:
-        u.detour = shorter_way_round(i, hx, hy, far, units, world)
+        u.detour = shorter_way_round(i, hx, hy, far, units)
     for side in (u.detour, -u.detour):
         for turn in range(1, HALF_TURN):
             k = side * turn % HEADINGS
@@ -413,13 +417,12 @@ def acquire(i, units, world, clock):
 
     It does so every SCAN_EVERY loops. A target is kept, up to the leash, as long as the way to it
     is free, unless another one is in weapon range and it is not; a unit that has to go round
-    something takes the nearest in scan range. Orders to attack units know no scan range, and the
-    one among them is drawn (recordings of 2c_vs_64zg: of 28 Zerglings seen to choose between two
-    Colossi, 17 ran to the farther).
+    something takes the nearest in scan range. Who hunts keeps its target, the first of which is
+    drawn (see begin), until it is dead; then it takes the nearest, however far.
     """
     u = units[i]
     kind = world.kinds[u.kind]
-    # all look in the same loop, and so stop together; who hunts keeps its target until it is dead
+    # all look in the same loop, and so stop together
     if clock % SCAN_EVERY or (u.hunts and u.target >= 0):
         return
     if u.target >= 0:
@@ -566,9 +569,12 @@ def give_orders(units, actions, world):
 
 @njit(**JIT)
 def begin(units, world, book):
-    """A new battle of fresh units, and the enemy's one order: walk to the goal in formation.
+    """A new battle of fresh units, and the enemy's one order: walk to the goal, or hunt.
 
-    Every enemy keeps its offset from the middle of its group (recordings: exact to 0.001 cell).
+    They walk in formation: every enemy keeps its offset from the middle of its group (recordings:
+    exact to 0.001 cell). Each of those that hunt is sent against an ally that is drawn (recordings
+    of 2c_vs_64zg: of 28 Zerglings seen to choose between two Colossi, 17 ran to the farther). One
+    that cannot hit this ally looks for another at once, see acquire.
     """
     book.clock, book.steps, book.terminated, book.truncated = 0, 0, 0, 0
     where = uniform(book, 0.0, 1.0)  # along the line of possible goals
@@ -591,7 +597,9 @@ def begin(units, world, book):
             v.goal_x += v.x - middle_x
             v.goal_y += v.y - middle_y
         if v.hunts:
-            v.target = int(uniform(book, 0.0, world.n_allies))
+            prey = int(uniform(book, 0.0, world.n_allies))
+            if world.kinds[v.kind].weapon & world.kinds[units[prey].kind].seen_as:
+                v.target = prey
 
 
 @njit(**JIT)

@@ -90,7 +90,7 @@ def kind_table(facts, names):
         for field in ("health", "shield", "armor", "radius"):
             kind[field] = fact[field]
         kind["body"] = fact["separation_radius"]
-        kind["margin"] = fact["inner_radius"] - INTO_WALLS
+        kind["margin"] = fact["inner_radius"] - INTO_WALLS  # from its middle to a wall, at least
         kind["health_regen"] = fact.get("health_regen", 0) / LOOPS_PER_SECOND
         kind["shield_regen"] = fact.get("shield_regen", 0) / LOOPS_PER_SECOND
         kind["shield_delay"] = fact.get("shield_regen_delay", 0) * LOOPS_PER_SECOND
@@ -102,7 +102,7 @@ def kind_table(facts, names):
         kind["bonus_light"] = weapon.get("bonus", {}).get("Light", 0)
         kind["bonus_armored"] = weapon.get("bonus", {}).get("Armored", 0)
         kind["slop"] = weapon.get("range_slop", 0)
-        rooted = fact["speed"] == 0
+        rooted = fact["speed"] == 0  # who cannot walk looks as far as its weapon reaches
         kind["scan"] = kind["range"] if rooted else weapon.get("min_scan_range", 0)
         kind["period"] = weapon.get("period", 0) * LOOPS_PER_SECOND
         kind["damage_point"] = weapon.get("damage_point", 0) * LOOPS_PER_SECOND

@@ -93,7 +93,8 @@ def test_eight_marines_stand_in_one_line():
     assert in_line.all()
 
 
-def test_rear_ranks_walk_round_on_both_sides():
+def test_rear_ranks_lengthen_the_line():
+    """Whichever end they join: of six Marines the line would be 3.5 cells long."""
     assert np.ptp(enemy_walk("8m", 8)[:, 1]) > 4.0  # recorded: 13.5 to 18.1
 
 
@@ -122,15 +123,38 @@ def test_enemies_see_targets_at_five_and_a_half_cells(kind):
 
 
 def test_a_zergling_keeps_the_colossus_it_was_sent_against():
-    """Recorded on 2c_vs_64zg: 17 of 28 ran to the farther one."""
-    sim = BattleSim("2c_vs_64zg", 20)
-    targets = sim.units["target"][:, 2:]
+    """Recorded on 2c_vs_64zg: 17 of 28 ran to the farther one.
+
+    One Colossus on either side of them: they run into each other, and go round each other, which is
+    when others look for a nearer target.
+    """
+    sim = BattleSim("2c_vs_64zg", 8)
+    targets = sim.units["target"][:, 2:].copy()
     assert 0.4 < targets.mean() < 0.6 and set(targets.flat) == {0, 1}
+    sim.units["x"][:, :2], sim.units["y"][:, :2] = (8, 24), 9
     sim.units["health"][:, :2] = 1e9
-    for _ in range(10):
-        sim.step(np.full((20, 2), STOP))
-    alive = sim.units["health"][:, 2:] > 0
-    assert (sim.units["target"][:, 2:] == targets)[alive].all()
+    sim.step(np.full((8, 2), STOP))
+    assert (sim.units["detour"][:, 2:] != 0).mean() > 0.2
+    assert (sim.units["target"][:, 2:] == targets).all()
+
+
+def test_hunters_are_sent_against_those_whom_they_can_hit(monkeypatch):
+    """A Medivac flies: no Zergling may be sent against it, for it would bite it."""
+    ally = [["Colossus", 1, 16, 16], ["Medivac", 1, 16, 16]]
+    order = {"agent_unit_order": ["Colossus", "Medivac"], "enemy_type_order": []}
+    monkeypatch.setitem(MAPS, "mine", {**MAPS["2c_vs_64zg"], **order, "ally": ally})
+    sim = BattleSim("mine")
+    assert set(sim.units["target"][0, 2:]) == {-1, 0}
+    sim.step(np.full((1, 2), STOP))
+    assert set(sim.units["target"][0, 2:]) == {0}
+
+
+def test_a_spine_crawler_looks_as_far_as_its_weapon_reaches():
+    """Of the others, only some weapons reach farther than their owners look."""
+    kinds = BattleSim("2s_vs_1sc").world["kinds"]
+    rooted = kinds["speed"] == 0
+    assert (kinds["scan"] == kinds["range"])[rooted].all() and rooted.sum() == 1
+    assert (kinds["scan"] < kinds["range"]).sum() == 3  # Marauder, Stalker, Colossus
 
 
 def test_zerglings_go_to_the_side_on_whose_edge_a_colossus_stands():
