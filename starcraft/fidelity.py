@@ -76,9 +76,8 @@ def rest(kind, terrain, side, limit):
     """Where a unit comes to rest that is sent towards a wall, from nearby."""
     axis = "xy"[side in ("north", "south")]
     before = limit - 0.8 if side in ("north", "east") else limit + 0.8
-    sim = lone_unit(
-        kind, "Zealot", at=(before, 16) if axis == "x" else (20, before), terrain=terrain
-    )
+    at = (before, 16) if axis == "x" else (20, before)
+    sim = lone_unit(kind, "Zealot", at=at, terrain=terrain)
     sim.step(np.array([[SIDES[side], 0]]))
     return float(sim.units[0, 0][axis])
 
@@ -133,18 +132,25 @@ def mirrored_share(name, battles, seed=0):
     return won / (won + lost)
 
 
+def run_python(train, arguments, what):
+    """What `python *arguments` prints in the trainer's folder. If it fails, the program ends with
+    one line: `what`, and the last that it said."""
+    command = [sys.executable, *arguments]
+    root = train.resolve().parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        sys.exit(f"{what}: {said.splitlines()[-1]}")
+    return done.stdout
+
+
 def early_training(name, seed, train):
     """(return, episode length) over the first EARLY_STEPS steps of `train.py --paper`."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         flags = f"--paper --env sim --map {name} --seed {seed} --steps {EARLY_STEPS}"
         flags += f" --test-interval {EARLY_STEPS} --test-episodes 1 --run-dir {run}"
-        done = subprocess.run(
-            [sys.executable, train, *flags.split()],
-            cwd=Path(train).parent, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            sys.exit(f"{train} failed on {name}: {done.stderr.strip().splitlines()[-1]}")
+        run_python(train, [train.resolve(), *flags.split()], f"{train} failed on {name}")
         with (run / "metrics.csv").open() as file:
             last = list(csv.DictReader(file))[-1]
     return float(last["train_return"]), float(last["t_env"]) / float(last["episodes"])
@@ -153,12 +159,7 @@ def early_training(name, seed, train):
 def trained_team(run, train):
     """Yields (fact, map, real, simulator): battles of a network that was trained here, beside the
     mean over the recorded battles of networks that were trained on the real game."""
-    command = [sys.executable, "-m", "extras.deaths", str(run.resolve()), "--json"]
-    root = Path(train).resolve().parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{run}: {done.stderr.strip().splitlines()[-1]}")
-    ours = json.loads(done.stdout)
+    ours = json.loads(run_python(train, ["-m", "extras.deaths", run.resolve(), "--json"], run))
     recorded = [
         row
         for name, row in REAL["trained_teams"].items()
@@ -179,13 +180,8 @@ def measure(args):
     for kind, real in REAL["way_in_8_loops"].items():
         yield "way in 8 loops (cells)", kind, real, way(kind), WAY * real
     for kind, terrain, side, limit in REAL["edges"]["rest"]:
-        yield (
-            f"{side} side of the {terrain}, rest",
-            kind,
-            limit,
-            rest(kind, terrain, side, limit),
-            CELL,
-        )
+        fact = f"{side} side of the {terrain}, rest"
+        yield fact, kind, limit, rest(kind, terrain, side, limit), CELL
     for kind, row in REAL["kill_intervals"].items():
         real = row["loops"]
         yield "loops between two kills", kind, real, kill_interval(kind), INTERVAL
@@ -259,7 +255,7 @@ def main():
     rows = []
     for row in measure(args):
         fact, where, real, ours, tolerance = row
-        verdict = "|"
+        verdict = "|"  # two empty cells
         if tolerance is not None:
             holds = "yes" if abs(ours - real) <= tolerance else "**no**"
             verdict = f"{tolerance:.3g} | {holds}"
