@@ -39,7 +39,7 @@ def casualties(folder, battles):
         rows.append((battle["result"] == "won", steps, *dead, *map(first_death, sides)))
     names = ("won", "steps", "dead_allies", "dead_enemies", "first_ally_death", "first_enemy_death")
     columns = np.array(rows, float).T
-    means = [float(np.nanmean(column)) if (column == column).any() else None for column in columns]
+    means = [None if np.isnan(c).all() else float(np.nanmean(c)) for c in columns]
     return {"map": team.flags.map, "battles": battles} | dict(zip(names, means, strict=True))
 
 
