@@ -319,8 +319,9 @@ def test_a_map_of_ones_own(monkeypatch):
 
 
 def test_start_variants_stay_on_the_ground():
-    """2s3z, cut off at y = 17, where one Zealot of each side stands now and then."""
-    sim = BattleSim("2s3z", 200, terrain=np.ones((32, 17), bool))
+    """2s3z with a wall at y = 17, where one Zealot of each side stands now and then."""
+    below = np.broadcast_to(np.arange(32) < 17, (32, 32))  # (X, Y); a new shape would be compiled
+    sim = BattleSim("2s3z", 200, terrain=below)
     assert (sim.world["variants"][:, 0] >= 0).sum() == 2  # those that stay below
     assert 16.7 < sim.units["y"].max() < 17
 
