@@ -176,8 +176,8 @@ def step_along(u, hx, hy, step):
 def shorter_way_round(i, hx, hy, far, units):
     """1 (left) or -1 (right): where the crowd between unit i and a point `far` ahead ends sooner.
 
-    The crowd is its friends who stand there. Recorded on 8m: the two Marines of the last rank walk
-    round that end of the firing line that is nearer.
+    The crowd is its friends who stand there. Recorded on 8m: the last rank walks round both ends of
+    the firing line (which unit takes which end is not always the recorded one).
     """
     u = units[i]
     left, right = 0.0, 0.0
