@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import os
+import socket
 import sys
 import tarfile
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from .machine import cores
 
+PATIENCE = 10.0  # seconds in which a cluster must answer
 INSTALL = "pip install ray==2.60.0"
 
 
@@ -38,6 +40,14 @@ def connect(address=None):
         raise ValueError(f"Ray is not installed; {INSTALL}") from None
     if ray.is_initialized():
         return ray
+    host, colon, port = (address or "").rpartition(":")
+    if colon:  # Ray itself would try for ten minutes
+        try:
+            socket.create_connection((host, int(port)), PATIENCE).close()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no Ray cluster at {address}: {error}; see ray start --help"
+            ) from None
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
     try:
         if address is None:
