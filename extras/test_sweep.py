@@ -28,7 +28,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from extras import sweep
-from extras.files import CHECKPOINTS
+from extras.files import CHECKPOINTS, load_checkpoint
 from starcraft.cluster import packed, travels, unpacked
 
 LITTLE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -124,7 +124,8 @@ def test_stopped_by_ctrl_c_and_begun_again(tmp_path):
     assert not listening
     assert "The same command goes on" in log.read_text() and "Traceback" not in log.read_text()
     t_env = [int(metrics(path.parent)[-1]["t_env"]) for path in out.glob("*/metrics.csv")]
-    assert 0 < max(t_env) < 20_000
+    saved = [load_checkpoint(path.parent)[0]["progress"] for path in out.glob("*/metrics.csv")]
+    assert max(t_env) < 20_000 and t_env != [progress["t_env"] for progress in saved]
     assert private_directories() <= before, "nothing stays behind"
     done = subprocess.run(command, capture_output=True, **place)
     assert done.returncode == 0, done.stderr
