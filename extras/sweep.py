@@ -240,7 +240,7 @@ class Sweep:
     """Hands jobs to Ray until all are done, have failed, or a signal asks to stop."""
 
     def __init__(self, ray, jobs, cores):
-        self.ray, self.jobs, self.signal = ray, jobs, 0
+        self.ray, self.jobs, self.signal, self.error = ray, jobs, 0, ""
         self.left = [job for job in jobs if not job.done]
         self.Runner = ray.remote(num_cpus=cores)(Runner)
         self.sources = ray.put(packed(HERE, *SOURCES))
@@ -457,6 +457,8 @@ def main(argv=None):
         sweep.run()
     except KeyboardInterrupt:
         say("Stopped at once: what the runs did since their last tests is lost.")
+    except (OSError, ray.exceptions.RayError) as error:  # a full disk here; the cluster is gone
+        sweep.error = " ".join(str(error).split())[:300]
     finally:
         ray.shutdown()
         for lock, job in zip(locks, left, strict=True):
@@ -466,6 +468,9 @@ def main(argv=None):
     failed = [job for job in jobs if job.failure]
     for job in failed:
         print(f"sweep.py: {job.folder.name} failed: {job.failure}", file=sys.stderr)
+    if sweep.error:
+        print(f"sweep.py: error: {sweep.error}; mend that, and the same command", file=sys.stderr)
+        return 1
     if sweep.signal:
         say(f"Stopped: {sweep.summary()}. The same command goes on.")
         return 128 + sweep.signal

@@ -5,6 +5,7 @@ QMIX (https://arxiv.org/abs/1803.11485). Run them with: python -m pytest extras/
 The machines are those of ray.cluster_utils, all on this one.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -48,6 +49,16 @@ def under_way(out):
     return sum(4 <= len(path.read_text().splitlines()) < 7 for path in files)
 
 
+def children(word):
+    """Processes of runs, of any sweep on this machine, that have this word among their flags."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            found += [path.parent.name] * (sweep.CHILD in words and word in words)
+    return found
+
+
 def wait_for(what, seconds=120):
     end = time.monotonic() + seconds
     while not what():
@@ -69,8 +80,8 @@ def cluster(monkeypatch):
 
 
 def test_eight_runs_and_a_lost_machine(cluster, tmp_path, capsys):
-    """What a machine dies with is done again elsewhere, to the same end; a second call does
-    nothing; a run that was not part of it is added."""
+    """What was lost with a machine is done again elsewhere, to the same end, and no process is left
+    of it; a second call does nothing."""
     out, what = tmp_path / "out", ["--maps", "3m", "--mixers", "qmix", "vdn", "--seeds", "1-4"]
     command = [*what, *SHORT, "--out", str(out), "--address", cluster.address]
 
@@ -84,6 +95,7 @@ def test_eight_runs_and_a_lost_machine(cluster, tmp_path, capsys):
     killer.join()
     printed = capsys.readouterr().out
     assert printed.count(": lost (") == 1, "the run that was on the machine"
+    wait_for(lambda: not children("8000"), 10)
     resumed = printed.partition(": lost (")[2].partition("goes on from t_env ")[2].split()[0]
     assert 2000 <= int(resumed) < 8000
     names = {f"3m_{mixer}_s{seed}" for mixer in ("qmix", "vdn") for seed in range(1, 5)}
@@ -240,14 +252,28 @@ def test_a_run_comes_home_whole_whenever_it_is_looked_at(tmp_path):
         status, names, files, lines = runner.news(False)
         job.receive(names, files)
         if job.t_env and sittings == 1:
-            runner.process.kill()
-            runner.process.wait()
+            os.close(runner.ours)  # as the system does when the runner is killed
+            assert runner.process.wait(10) == -signal.SIGKILL
             shutil.rmtree(runner.home)
             runner, sittings, status = sweep.Runner(), 2, None
             runner.start(sources, job.files(), job.argv)
     assert status == 0 and sittings == 2, lines
     assert job.done and same_run(whole, job.folder)
     assert not runner.home.exists()
+
+
+def test_a_disk_that_is_full_at_home_ends_the_sweep_in_one_line(
+    tmp_path, cluster, capsys, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sweep, "write_atomic", full)
+    command = [*TWO_STEP, "--out", str(tmp_path / "out"), "--address", cluster.address]
+    assert sweep.main(command) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "No space left on device" in err
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_what_travels(tmp_path):

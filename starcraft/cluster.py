@@ -7,10 +7,10 @@ Machines need not share a file system. What runs there must be picklable without
 see `travels`. It gets the rest as `packed` sources.
 """
 
-import contextlib
 import hashlib
 import io
 import os
+import shutil
 import socket
 import sys
 import tarfile
@@ -90,6 +90,8 @@ def unpacked(sources):
         new = tempfile.mkdtemp(dir=cache)
         with tarfile.open(fileobj=io.BytesIO(sources)) as archive:
             archive.extractall(new, filter="data")
-        with contextlib.suppress(OSError):  # somebody else was first
+        try:
             os.rename(new, folder)
+        except OSError:  # somebody else was first
+            shutil.rmtree(new)
     return folder
