@@ -21,7 +21,7 @@ import pytest
 
 import train
 from extras.test_run import same_run, truncate
-from test_qmix import TINY, metrics
+from test_qmix import TINY, metrics, no_waiting_for_the_disk  # noqa: F401 a fixture
 
 pytest.importorskip("ray", reason="Ray is not installed: extras/requirements-sweep.txt")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -243,8 +243,8 @@ def test_results_without_checkpoints(tmp_path, capsys):
 def test_a_run_comes_home_whole_whenever_it_is_looked_at(tmp_path):
     """A runner that is killed in the middle, without Ray: what came home goes on, exactly."""
     sources, argv = packed(sweep.HERE, *sweep.SOURCES), [*TWO_STEP, "--threads", "1"]
-    whole, job = alone(tmp_path / "whole", *argv[:-2], "--steps", "3000"), tmp_path / "job"
-    job = sweep.Job(job, [*argv, "--steps", "3000"], {"steps": 3000})
+    whole, job = alone(tmp_path / "whole", *argv[:-2], "--steps", "1200"), tmp_path / "job"
+    job = sweep.Job(job, [*argv, "--steps", "1200"], {"steps": 1200})
     runner, sittings = sweep.Runner(), 1
     runner.start(sources, {}, job.argv)
     status = None

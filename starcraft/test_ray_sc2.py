@@ -141,6 +141,9 @@ def test_an_actor_lost_between_two_steps(games):
         env.step(random_actions(env.avail_actions, rng))
     actions, seen = random_actions(env.avail_actions, rng), env.obs.copy()
     ray.kill(env.hosts[0].actor)
+    with pytest.raises(ray.exceptions.RayActorError):
+        while True:  # it may live on for a moment
+            ray.get(env.hosts[0].actor.answer.remote(None))
     env.reset(np.arange(4) == 0)
     assert env.restarts == 1 and not env.avail_actions[0, :, 0].any()
     assert (env.obs[1:] == seen[1:]).all()
