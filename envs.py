@@ -95,8 +95,13 @@ def simulator(map_name, n_envs, seed, **options):
     return BattleSim(map_name, n_envs or PARALLEL, seed, **options)
 
 
-def starcraft2(map_name, n_envs, seed, timeout=60.0):
-    """SMAC on the real game. A game that answers no request for `timeout` seconds is restarted."""
+def starcraft2(map_name, n_envs, seed, timeout=60.0, ray=None, games=2):
+    """SMAC on the real game. A game that answers no request for `timeout` seconds is restarted.
+    ray: address of a Ray cluster; the games are played there, `games` of them to an actor."""
+    if ray is not None:
+        from starcraft.ray_sc2 import RaySMAC
+
+        return RaySMAC(map_name, n_envs, seed, timeout, ray, games)
     if problem := sc2_problem(map_name):
         raise ValueError(f"StarCraft II cannot be played here: {problem}")
     return SMACWorkers(map_name, n_envs, seed, timeout)

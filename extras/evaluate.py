@@ -26,7 +26,9 @@ def evaluate(args, seed, make_agent, play_episodes) -> int:
     n_envs = args.n_envs and min(args.n_envs, args.test_episodes)
     env = make_env(args.env, args.map, n_envs, seed, **dict(args.env_args))
     if args.save_replay and not hasattr(env, "save_replay"):
-        raise ValueError(f"--save-replay: {env.name} has no replay files, only --env sc2 has")
+        raise ValueError(
+            f"--save-replay: {env.name} has no replay files here, only --env sc2 without ray= has"
+        )
     agent = make_agent(args, env).to("cpu" if args.device == "auto" else choose_device(args, env))
     load_weights(agent, weights_of(args))
     played, aborted = play_episodes(agent, env, args.test_episodes)

@@ -146,6 +146,30 @@ class Game:
         self.folder.cleanup()
 
 
+def check(actions, avail_actions, playing):
+    """Raises ValueError, one line, where actions (E, N) are no integers or not available, or where
+    an episode cannot be stepped: playing (E,)."""
+    E, N, A = avail_actions.shape
+    if actions.shape != (E, N) or actions.dtype.kind not in "iu":
+        raise ValueError(
+            f"actions must be integers of shape {(E, N)}, not {actions.dtype} of shape"
+            f" {actions.shape}"
+        )
+    if not playing.all():
+        raise ValueError(
+            f"the episode of environment {playing.argmin()} is over: reset it before the next step"
+        )
+    known = (actions >= 0) & (actions < A)
+    chosen = np.where(known, actions, 0)[..., None]  # (E, N, 1)
+    legal = known & np.take_along_axis(avail_actions, chosen, axis=2)[..., 0]  # (E, N)
+    if not legal.all():
+        i, agent = np.argwhere(~legal)[0]
+        raise ValueError(
+            f"environment {i}: agent {agent} cannot perform action {actions[i, agent]} "
+            f"(available: {np.flatnonzero(avail_actions[i, agent]).tolist()})"
+        )
+
+
 class SMACWorkers:
     """E games of smac.env.StarCraft2Env on the vector contract, one worker process for each game.
 
@@ -159,6 +183,7 @@ class SMACWorkers:
         timeout: seconds; a game that answers no request for so long is restarted.
         make_game: makes, in the worker, from map_name and seed, what has StarCraft2Env's methods
             (for tests, or a variant of SMAC); must be picklable. None: smac's own.
+        stride: between the seeds of a game's first and second start, and so on; None: n_envs.
 
     Raises:
         GameUnavailable: here, in step and in reset, when a game failed TRIES times in a row within
@@ -169,12 +194,12 @@ class SMACWorkers:
     name = "sc2"
     tests_play_here = True  # games are too large to open more of them for tests
 
-    def __init__(self, map_name, n_envs=None, seed=0, timeout=60.0, make_game=None):
+    def __init__(self, map_name, n_envs=None, seed=0, timeout=60.0, make_game=None, stride=None):
         if not (isinstance(timeout, int | float) and timeout > 0):
             raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
         n_envs = n_envs or default_n_games()
         self.map_name, self.n_envs, self.seed, self.timeout = map_name, n_envs, seed, timeout
-        self.make_game = make_game
+        self.make_game, self.stride = make_game, stride or n_envs
         self.restarts, self.last_fault = 0, ""
         self.games = [Game() for _ in range(n_envs)]
         try:
@@ -209,7 +234,7 @@ class SMACWorkers:
     def step(self, actions):
         """One step in all games at once: send everything, then gather the answers as they come."""
         actions = np.asarray(actions)
-        self._check(actions)
+        check(actions, self.avail_actions, np.array([game.playing for game in self.games]))
         for game, row in zip(self.games, actions.tolist(), strict=True):
             game.ask(("step", row), self.timeout)
         reward, terminated, truncated, battle_won, aborted = self._step
@@ -243,28 +268,6 @@ class SMACWorkers:
         """End all processes. If it is never called they end by themselves, with the trainer."""
         for game in self.games:
             game.kill()
-
-    def _check(self, actions):
-        if actions.shape != (self.n_envs, self.n_agents) or actions.dtype.kind not in "iu":
-            raise ValueError(
-                f"actions must be integers of shape {(self.n_envs, self.n_agents)}, "
-                f"not {actions.dtype} of shape {actions.shape}"
-            )
-        for i, game in enumerate(self.games):
-            if not game.playing:
-                raise ValueError(
-                    f"the episode of environment {i} is over: reset it before the next step"
-                )
-        A = self.n_actions
-        known = (actions >= 0) & (actions < A)
-        chosen = np.where(known, actions, 0)[..., None]  # (E, N, 1)
-        legal = known & np.take_along_axis(self.avail_actions, chosen, axis=2)[..., 0]  # (E, N)
-        if not legal.all():
-            i, agent = np.argwhere(~legal)[0]
-            raise ValueError(
-                f"environment {i}: agent {agent} cannot perform action {actions[i, agent]} "
-                f"(available: {np.flatnonzero(self.avail_actions[i, agent]).tolist()})"
-            )
 
     def _show(self, i, seen):
         self.obs[i], self.state[i], self.avail_actions[i] = seen
@@ -313,6 +316,6 @@ class SMACWorkers:
         self._start(i, BACKOFF * 2 ** (game.failures - 1) if game.failures else 0.0)
 
     def _start(self, i, delay=0.0):
-        seed = self.seed + i + self.n_envs * self.games[i].starts  # no seed twice
+        seed = self.seed + i + self.stride * self.games[i].starts  # no seed twice
         patience = START_PATIENCE * self.timeout
         self.games[i].start((self.map_name, seed, self.make_game), delay, patience)

@@ -111,4 +111,9 @@ def first_sight(game):
 
 
 if __name__ == "__main__":
+    # Played by a second process, which sees the trainer go and takes the game with it. The first
+    # one may be killed alone: Ray does that to whatever stands right below an actor that ends.
+    if os.fork():
+        os.wait()
+        os._exit(0)
     play_game(int(sys.argv[1]))

@@ -1,0 +1,175 @@
+"""StarCraft II in Ray actors: what it shows, what a lost machine costs, what is left behind.
+
+QMIX (https://arxiv.org/abs/1803.11485). The games are the simulator's drop-in class, as in
+test_sc2.py; the machines are those of ray.cluster_utils, all on this one.
+
+    python -m pytest starcraft/test_ray_sc2.py
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+
+from .simulator import StarCraft2Env, random_actions
+from .test_sc2 import FaultyGame, noted, play, wait_until_gone
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install ray==2.60.0")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+import ray
+from ray.cluster_utils import Cluster
+
+from .ray_sc2 import Machine, RaySMAC, travels
+
+LITTLE = {"object_store_memory": 80 * 2**20}  # bytes
+
+
+class NotingGame(FaultyGame):
+    """Notes the return and the length of every episode that it has played to its end."""
+
+    def reset(self):
+        self.total, self.length = 0.0, 0
+        return super().reset()
+
+    def step(self, actions):
+        reward, over, info = super().step(actions)
+        self.total, self.length = self.total + reward, self.length + 1
+        if over:
+            self.note("episode", f"{self.total:.3f} {self.length}")
+        return reward, over, info
+
+
+@pytest.fixture
+def cluster():
+    """Two machines of two cores each, of which the first cannot be killed; this program uses it."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **LITTLE})
+    cluster.second = cluster.add_node(num_cpus=2, **LITTLE)
+    ray.init(cluster.address, log_to_driver=False, logging_level="error")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def games(cluster, tmp_path):
+    """games(n_envs, **faults) -> RaySMAC; all processes must be gone at the end."""
+    made = []
+
+    def make(n_envs=4, **faults):
+        game = partial(NotingGame, folder=tmp_path, **faults)
+        made.append(RaySMAC("3m", n_envs, 7, 20.0, cluster.address, 2, game))
+        return made[-1]
+
+    make.folder = tmp_path
+    yield make
+    for env in made:
+        env.close()
+    assert noted(tmp_path, "pid") and not wait_until_gone(noted(tmp_path, "pid"))
+
+
+def seen_and_played(env, episodes):
+    """Asserts that every return the trainer saw is one that a game has counted. Returns how many
+    others the games have played to their end."""
+    told = Counter(f"{total:.3f} {length}" for _, total, length in episodes)
+    played = Counter(noted(env.make_game.keywords["folder"], "episode"))
+    assert told and told <= played
+    return (played - told).total()
+
+
+def test_actors_show_what_the_games_show(games):
+    env = games(3)  # two in one actor, one in the other
+    alone = [StarCraft2Env("3m", seed=7 + i, continuing_episode=True) for i in range(3)]
+    for game in alone:
+        game.reset()
+    assert (env.n_envs, env.n_agents, env.n_actions, env.obs_dim) == (3, 3, 9, 30)
+    assert (env.state_dim, env.episode_limit, env.name) == (48, 60, "sc2")
+    rng, ends = np.random.default_rng(0), 0
+    for _ in range(80):
+        for i, game in enumerate(alone):
+            np.testing.assert_array_equal(env.obs[i], game.get_obs())
+            np.testing.assert_array_equal(env.state[i], game.get_state())
+            np.testing.assert_array_equal(env.avail_actions[i], game.get_avail_actions())
+        actions = random_actions(env.avail_actions, rng)
+        step, over = env.step(actions), np.zeros(3, bool)
+        for i, game in enumerate(alone):
+            reward, over[i], info = game.step(actions[i])
+            limit = info.get("episode_limit", False)
+            expected = np.float32(reward), over[i] and not limit, limit, info["battle_won"], False
+            assert tuple(array[i] for array in step) == expected
+            if over[i]:
+                game.reset()
+        ends += over.sum()
+        env.reset(over)
+    assert ends > 2
+    with pytest.raises(ValueError, match="environment 2: agent 0 cannot perform action 9"):
+        env.step(np.where(np.arange(3)[:, None] == 2, 9, env.avail_actions.argmax(-1)))
+
+
+def test_faults_and_a_lost_machine(games, cluster):
+    env, rng = games(fault="dies", at=30), np.random.default_rng(1)
+    episodes, aborts = play(env, 100, rng)
+    assert [step[-1].sum() for step in aborts] == [1] and env.restarts == 0  # mended where it runs
+    assert seen_and_played(env, episodes) == 0
+    cluster.add_node(num_cpus=2, **LITTLE)  # where the lost games can go
+    cluster.remove_node(cluster.second, allow_graceful=False)
+    before, lost, end = noted(games.folder, "pid"), [], time.monotonic() + 60
+    while not lost and time.monotonic() < end:  # the actor lives on for a moment
+        env.reset()
+        more, lost = play(env, 60, rng)
+        episodes += more
+    assert [step[-1].sum() for step in lost] == [2] and env.restarts == 1
+    env.reset()
+    after, aborts = play(env, 60, rng)
+    assert not aborts
+    assert {i for i, *_ in after} == {0, 1, 2, 3}
+    assert seen_and_played(env, episodes + after) <= 2
+    assert len(wait_until_gone(before, 2)) == 4  # of the actor that was not on that machine
+    seeds = noted(games.folder, "seed")
+    assert len(seeds) == len(set(seeds)) == 4 + 1 + 2
+
+
+def test_an_actor_lost_between_two_steps(games):
+    """In reset(), which asks only some of its games: the others' episodes are aborted next."""
+    env, rng = games(), np.random.default_rng(2)
+    for _ in range(5):
+        env.step(random_actions(env.avail_actions, rng))
+    actions, seen = random_actions(env.avail_actions, rng), env.obs.copy()
+    ray.kill(env.hosts[0].actor)
+    with pytest.raises(ray.exceptions.RayActorError):
+        while True:  # it may live on for a moment
+            ray.get(env.hosts[0].actor.answer.remote(None))
+    env.reset(np.arange(4) == 0)
+    assert env.restarts == 1 and not env.avail_actions[0, :, 0].any()
+    assert (env.obs[1:] == seen[1:]).all()
+    actions[0] = env.avail_actions[0].argmax(-1)
+    step = env.step(actions)
+    assert step.aborted.tolist() == [False, True, False, False]
+    assert not env.obs[1].any() and not env.state[1].any() and env.avail_actions[1].all()
+    env.reset(step.aborted)
+    episodes, aborts = play(env, 60, rng)
+    assert episodes and not aborts
+
+
+def test_what_cannot_be_had_is_said_in_one_line(cluster):
+    for n_envs, timeout, message in (
+        (5, 20.0, "has cores for 4 games, 2 to an actor"),
+        (4, 0.0, "more than 0 seconds"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            RaySMAC("3m", n_envs, 1, timeout, cluster.address)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_machine_without_this_project_can_unpickle_the_actor(tmp_path):
+    travels("starcraft.ray_sc2")
+    (tmp_path / "actor").write_bytes(ray.cloudpickle.dumps(Machine))
+    code = "import pickle, sys; print(pickle.load(open('actor', 'rb')))"
+    code += "; assert not any(name.split('.')[0] == 'starcraft' for name in sys.modules)"
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
+    assert pickle.dumps(Machine) != (tmp_path / "actor").read_bytes()
