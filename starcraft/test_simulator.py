@@ -365,14 +365,12 @@ def some(names, few):
 def test_focus_fire_beats_closest_beats_random(name):
     random, closest, focus = (share_won(name, player, 200) for player in PLAYERS[:3])
     assert random < 0.05
-    assert focus >= closest and focus > random
+    # 0.03: two standard errors of the difference where both win nearly always (MMM: 0.97, 0.97)
+    assert focus > closest - 0.03 and focus > random
 
 
 @pytest.mark.parametrize("name", some(HARD, few=("5m_vs_6m", "MMM2", "corridor")))
-def test_the_closest_is_not_enough_on_hard_maps(name, request):
-    if name == "2c_vs_64zg":
-        reason = "29 % won: the Zerglings do too little at once, see README.md"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_the_closest_is_not_enough_on_hard_maps(name):
     assert share_won(name, "closest", 200) < 0.2
 
 
