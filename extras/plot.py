@@ -172,6 +172,7 @@ def draw(grouped, out, axis="t_env", real=False):
     texts = [f"{label} ({seeds[label]} seed{'s' * (seeds[label] != '1')})" for label in labels]
     if marks:
         lines, texts = [*lines, marks[0]], [*texts, "qmix on StarCraft II (mean of real runs)"]
+    # about 12 letters to the inch, and 7 for the line before them
     columns = max(1, int(size[0] * 12 / (max(map(len, texts)) + 7)))
     figure.legend(lines, texts, loc="outside upper center", ncols=columns, frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +211,7 @@ def renewed(page, pictures=True):
         args = parse([path for paths in words for path in paths])
         if not pictures:
             args.out = None
-        return f"<!-- python -m extras.plot {command} -->\n\n{carry_out(args)}\n\n<!-- end -->"
+        return f"{COMMAND_BEGINS}{command} -->\n\n{carry_out(args)}\n\n<!-- end -->"
 
     with contextlib.chdir(ROOT):
         text = Path(page).read_text()

@@ -126,18 +126,14 @@ def until_won(runs):
     """Two cells: steps and seconds until the first of three tests with 90 %, median and slowest.
     The median of an even number of runs is the later of the two in the middle."""
     first = [first_of_three(run["test_win_rate"]) for run in runs]
-    never, cells = first.count(None), []
+    when = [
+        (np.inf, np.inf) if i is None else (run["t_env"][i], run["wall_time"][i])
+        for run, i in zip(runs, first, strict=True)
+    ]
+    never, cells = f"never ({first.count(None)} of {len(runs)})", []
     for percent in (50, 100):
-        steps, seconds = (
-            np.percentile(
-                [np.inf if i is None else run[axis][i] for run, i in zip(runs, first, strict=True)],
-                percent,
-                method="higher",
-            )
-            for axis in ("t_env", "wall_time")
-        )
-        some = f"never ({never} of {len(runs)})"
-        cells.append(some if steps == np.inf else f"{steps / 1e3:.0f}k steps, {seconds:.0f} s")
+        steps, seconds = np.percentile(when, percent, axis=0, method="higher")
+        cells.append(never if steps == np.inf else f"{steps / 1e3:.0f}k steps, {seconds:.0f} s")
     return cells
 
 
@@ -199,7 +195,7 @@ def by_steps(game, maps):
             cells = ["" if win is None else f"{win:.2f}" for win in wins]
             rows.append([name, label, f"StarCraft II, {real['runs']} (mean)", *cells])
     reached = max(
-        (i for row in rows if row[2].startswith(game) for i, cell in enumerate(row) if cell)
+        i for row in rows if row[2].startswith(game) for i, cell in enumerate(row) if cell
     )
     head = ["map", "method", "played by, runs", *(f"{steps:,}" for steps in STEPS)]
     return markdown(head[: reached + 1], [row[: reached + 1] for row in rows])
@@ -268,12 +264,12 @@ def two_step(paths):
         found = ", ".join(f"{best:g}: {n} of {of}" for best, n in counts)
         expected = str(PAPER_RETURN.get(kind, ""))
         for i, state in enumerate(STATES):
-            spread = zip(values.mean(axis=0)[i] + 0.0, values.std(axis=0)[i], strict=True)
+            spread = zip(values.mean(axis=0)[i], values.std(axis=0)[i], strict=True)
             paper = np.ravel(PAPER[kind][i]) if kind in PAPER else []
-            first = (kind, found, expected) if i == 0 else ("", "", "")
+            name, *greedy = (kind, found, expected) if i == 0 else ("", "", "")
             cells = [f"{mean:.2f} ± {sd:.2f}" for mean, sd in spread]
             there = ", ".join(f"{q:.2f}" for q in paper)
-            rows.append([first[0], state.replace("_", " "), *cells, there, *first[1:]])
+            rows.append([name, state.replace("_", " "), *cells, there, *greedy])
     head = ["method", "Q_tot in", "A, A", "A, B", "B, A", "B, B", "in the paper"]
     return markdown([*head, "greedy return", "in the paper"], rows)
 
