@@ -15,6 +15,8 @@ from starcraft.sc2 import GameUnavailable
 
 # Flags that say what to do now, not what the run is: not kept in config.json.
 NOT_KEPT = ("evaluate", "resume", "save_replay", "best", "json", "run_dir", "runs")
+# Flags that leave what is learned as it is (threads: but for rounding).
+INDIFFERENT = {*NOT_KEPT, "device", "threads", "save_buffer"}
 # Flags that may change together with --resume.
 MAY_CHANGE = ("steps", "lr", "lr_finish", "device", "threads", "env_args", "save_buffer")
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from extras import tables
 from extras.files import read_config
-from extras.flags import NOT_KEPT, Parser
+from extras.flags import INDIFFERENT, Parser
 from extras.run import say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ COLOURS = dict(
 )
 SPARE_COLOURS = ["#000000", "#7F7F7F", "#8C564B", "#17BECF", "#BCBD22", "#9467BD"]
 # Flags in which the seeds of one curve may differ.
-INDIFFERENT = {*NOT_KEPT, "seed", "device", "threads", "save_buffer", "sc2_timeout", "env"}
+OF_A_SEED = INDIFFERENT | {"seed", "sc2_timeout", "env"}
 # Columns of metrics.csv that are used here.
 USED = ("t_env", "wall_time", "test_win_rate", "test_return")
 
@@ -94,7 +94,7 @@ def group_runs(runs):
     for game, methods in games.items():
         grouped[game] = defaultdict(list)
         for method, members in methods.items():
-            names = {name for flags, _ in members for name in flags} - INDIFFERENT
+            names = {name for flags, _ in members for name in flags} - OF_A_SEED
             # `or 0`: a flag that an older version did not have yet counts as switched off.
             differ = sorted(
                 name

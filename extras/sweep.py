@@ -40,7 +40,7 @@ from extras.files import (
     versions,
     write_atomic,
 )
-from extras.flags import NOT_KEPT, Parser
+from extras.flags import INDIFFERENT, Parser
 from extras.flags import number as in_range
 from extras.run import SIGNALS, Lock, say
 from mixer import MIXERS
@@ -53,7 +53,6 @@ SOURCES = "*.py", "extras/*.py", "starcraft/*.py", "starcraft/*.json"  # what a 
 # Flags of train.py that the sweep gives itself, or that are not for training.
 TAKEN = {"--map", "--mixer", "--seed", "--threads", "--runs", "--run-dir", "--resume", "--evaluate"}
 TAKEN |= {"--best", "--json", "--save-replay", "--init-from", "--device"}
-INDIFFERENT = {*NOT_KEPT, "threads", "device", "save_buffer"}  # may change when a run goes on
 NEWS = 1.0  # seconds after which a runner answers even if nothing has happened
 TRIES = 3  # machines that a run may lose in a row before a test of it has come home
 LAST_LINES = 6  # of a failed run's output, that are shown

@@ -14,9 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from . import Step
 from .cluster import connect, packed, travels, unpacked
-from .sc2 import PROVEN, START_PATIENCE, TRIES, GameUnavailable, check
+from .sc2 import (
+    PROVEN,
+    START_PATIENCE,
+    TRIES,
+    GameUnavailable,
+    check,
+    check_timeout,
+    make_arrays,
+)
 
 ANY = -1  # instead of an action: one that is available
 SOURCES = "starcraft/*.py", "starcraft/*.json"  # what a machine needs of this project
@@ -96,8 +103,7 @@ class RaySMAC:
     def __init__(
         self, map_name, n_envs=None, seed=0, timeout=60.0, address="auto", games=2, make_game=None
     ):
-        if not (isinstance(timeout, int | float) and timeout > 0):
-            raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
+        check_timeout(timeout)
         if not (isinstance(games, int) and games > 0):
             raise ValueError(f"games must be 1 or more to an actor, not {games}")
         self.ray = connect(str(address))
@@ -109,12 +115,8 @@ class RaySMAC:
                 f"the Ray cluster has cores for {room} games, {games} to an actor: choose --n-envs"
                 " accordingly, or add machines"
             )
-        self.map_name, self.n_envs, self.seed, self.timeout = (
-            map_name,
-            n_envs or room,
-            seed,
-            timeout,
-        )
+        n_envs = n_envs or room
+        self.map_name, self.n_envs, self.seed, self.timeout = map_name, n_envs, seed, timeout
         self.make_game, self.restarts, self.last_fault = make_game, 0, ""
         self.sources = self.ray.put(packed(Path(__file__).parents[1], *SOURCES))
         firsts = range(0, self.n_envs, games)
@@ -188,17 +190,10 @@ class RaySMAC:
             for host, about, seen in self._answers(asked):
                 host.starting = None
                 if not hasattr(self, "obs"):
-                    self._make_arrays(about)
+                    vars(self).update(about)
+                    make_arrays(self)
                 new.append((host, seen))
         return new
-
-    def _make_arrays(self, about):
-        vars(self).update(about)
-        E, N, A = self.n_envs, self.n_agents, self.n_actions
-        self.obs = np.zeros((E, N, self.obs_dim), np.float32)
-        self.state = np.zeros((E, self.state_dim), np.float32)
-        self.avail_actions = np.zeros((E, N, A), bool)
-        self._step = Step(np.zeros(E, np.float32), *(np.zeros(E, bool) for _ in range(4)))
 
     def _answers(self, asked):
         """Yield (host, what it was asked for, what its games show); asked: {reference: host}. Those
@@ -233,9 +228,8 @@ class RaySMAC:
                 f"{TRIES} Ray actors in a row were lost within {PROVEN} steps; the last time,"
                 f" {self.last_fault}"
             )
-        host.spent += (
-            host.starts + TRIES
-        )  # no seed twice, not even of starts that were not heard of
+        # no seed twice, not even of starts that were not heard of
+        host.spent += host.starts + TRIES
         host.starts = host.steps = 0
         self._start(host)
 

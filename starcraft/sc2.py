@@ -146,6 +146,21 @@ class Game:
         self.folder.cleanup()
 
 
+def check_timeout(timeout):
+    """Raises ValueError, one line, for what is no number of seconds."""
+    if not (isinstance(timeout, int | float) and timeout > 0):
+        raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
+
+
+def make_arrays(env):
+    """Give env, whose sizes are known, the arrays of the vector contract, and its Step."""
+    E, N, A = env.n_envs, env.n_agents, env.n_actions
+    env.obs = np.zeros((E, N, env.obs_dim), np.float32)
+    env.state = np.zeros((E, env.state_dim), np.float32)
+    env.avail_actions = np.zeros((E, N, A), bool)
+    env._step = Step(np.zeros(E, np.float32), *(np.zeros(E, bool) for _ in range(4)))
+
+
 def check(actions, avail_actions, playing):
     """Raises ValueError, one line, where actions (E, N) are no integers or not available, or where
     an episode cannot be stepped: playing (E,)."""
@@ -195,8 +210,7 @@ class SMACWorkers:
     tests_play_here = True  # games are too large to open more of them for tests
 
     def __init__(self, map_name, n_envs=None, seed=0, timeout=60.0, make_game=None, stride=None):
-        if not (isinstance(timeout, int | float) and timeout > 0):
-            raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
+        check_timeout(timeout)
         n_envs = n_envs or default_n_games()
         self.map_name, self.n_envs, self.seed, self.timeout = map_name, n_envs, seed, timeout
         self.make_game, self.stride = make_game, stride or n_envs
@@ -213,11 +227,7 @@ class SMACWorkers:
         self.n_agents, self.n_actions = info["n_agents"], info["n_actions"]
         self.obs_dim, self.state_dim = info["obs_shape"], info["state_shape"]
         self.episode_limit = info["episode_limit"]
-        E, N, A = n_envs, self.n_agents, self.n_actions
-        self.obs = np.zeros((E, N, self.obs_dim), np.float32)
-        self.state = np.zeros((E, self.state_dim), np.float32)
-        self.avail_actions = np.zeros((E, N, A), bool)
-        self._step = Step(np.zeros(E, np.float32), *(np.zeros(E, bool) for _ in range(4)))
+        make_arrays(self)
         self.reset()
 
     def reset(self, mask=None):

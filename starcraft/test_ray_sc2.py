@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from .simulator import StarCraft2Env, random_actions
-from .test_sc2 import FaultyGame, noted, play, wait_until_gone
+from .test_sc2 import FaultyGame, noted, play, play_beside, wait_until_gone
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install ray==2.60.0")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -88,24 +88,7 @@ def test_actors_show_what_the_games_show(games):
         game.reset()
     assert (env.n_envs, env.n_agents, env.n_actions, env.obs_dim) == (3, 3, 9, 30)
     assert (env.state_dim, env.episode_limit, env.name) == (48, 60, "sc2")
-    rng, ends = np.random.default_rng(0), 0
-    for _ in range(80):
-        for i, game in enumerate(alone):
-            np.testing.assert_array_equal(env.obs[i], game.get_obs())
-            np.testing.assert_array_equal(env.state[i], game.get_state())
-            np.testing.assert_array_equal(env.avail_actions[i], game.get_avail_actions())
-        actions = random_actions(env.avail_actions, rng)
-        step, over = env.step(actions), np.zeros(3, bool)
-        for i, game in enumerate(alone):
-            reward, over[i], info = game.step(actions[i])
-            limit = info.get("episode_limit", False)
-            expected = np.float32(reward), over[i] and not limit, limit, info["battle_won"], False
-            assert tuple(array[i] for array in step) == expected
-            if over[i]:
-                game.reset()
-        ends += over.sum()
-        env.reset(over)
-    assert ends > 2
+    play_beside(env, alone, 80)
     with pytest.raises(ValueError, match="environment 2: agent 0 cannot perform action 9"):
         env.step(np.where(np.arange(3)[:, None] == 2, 9, env.avail_actions.argmax(-1)))
 

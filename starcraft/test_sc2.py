@@ -161,6 +161,31 @@ def play(env, steps, rng):
     return episodes, aborts
 
 
+def play_beside(env, games, steps, stop=False):
+    """Asserts that env shows and answers what the games do that play the same, step by step, in at
+    least three episodes. stop: all who may stop do so."""
+    rng, ends = np.random.default_rng(0), 0
+    for _ in range(steps):
+        for i, game in enumerate(games):
+            np.testing.assert_array_equal(env.obs[i], game.get_obs())
+            np.testing.assert_array_equal(env.state[i], game.get_state())
+            np.testing.assert_array_equal(env.avail_actions[i], game.get_avail_actions())
+        actions = random_actions(env.avail_actions, rng)
+        if stop:
+            actions[:, :] = np.where(env.avail_actions[..., 1], 1, actions)
+        step, over = env.step(actions), np.zeros(len(games), bool)
+        for i, game in enumerate(games):
+            reward, over[i], info = game.step(actions[i])
+            limit = info.get("episode_limit", False)
+            expected = np.float32(reward), over[i] and not limit, limit, info["battle_won"], False
+            assert tuple(array[i] for array in step) == expected
+            if over[i]:
+                game.reset()
+        ends += over.sum()
+        env.reset(over)
+    assert ends > 2
+
+
 def test_workers_show_what_the_game_shows(workers):
     env = workers(2)
     games = [StarCraft2Env("3m", seed=7 + i, continuing_episode=True) for i in range(2)]
@@ -179,26 +204,7 @@ def test_workers_show_what_the_game_shows(workers):
         np.float32,
         bool,
     )
-    rng, ends = np.random.default_rng(0), 0
-    for _ in range(150):
-        for i, game in enumerate(games):
-            np.testing.assert_array_equal(env.obs[i], game.get_obs())
-            np.testing.assert_array_equal(env.state[i], game.get_state())
-            np.testing.assert_array_equal(env.avail_actions[i], game.get_avail_actions())
-        actions = random_actions(env.avail_actions, rng)
-        actions[:, :] = np.where(env.avail_actions[..., 1], 1, actions)  # stop: runs into the limit
-        step = env.step(actions)
-        over = np.zeros(2, bool)
-        for i, game in enumerate(games):
-            reward, over[i], info = game.step(actions[i])
-            limit = info.get("episode_limit", False)
-            expected = np.float32(reward), over[i] and not limit, limit, info["battle_won"], False
-            assert tuple(array[i] for array in step) == expected
-            if over[i]:
-                game.reset()
-        ends += over.sum()
-        env.reset(over)
-    assert ends > 2
+    play_beside(env, games, 150, stop=True)  # it stops wherever it may: runs into the limit
 
 
 @pytest.mark.parametrize("fault", ["limit", "defeat"])
