@@ -62,6 +62,15 @@ def test_plot(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "curves.png").exists()
 
 
+@pytest.mark.parametrize("flag", ["threads", "device", "save_buffer", "run_dir", "seed", "lr"])
+def test_a_curve_is_of_runs_that_differ_in_nothing_that_counts(tmp_path, flag):
+    for value in (1, 2):
+        write_run(tmp_path / f"{flag}{value}", (0.0, 1.0), **{flag: value})
+    runs = [plot.read_run(tmp_path / f"{flag}{value}") for value in (1, 2)]
+    labels = plot.group_runs(runs)[("sim", "3m")]
+    assert list(labels) == (["qmix, lr 1", "qmix, lr 2"] if flag == "lr" else ["qmix"])
+
+
 def test_a_curve_is_the_median_between_the_quartiles(tmp_path):
     for i, wins in enumerate(CURVES):
         write_run(tmp_path / f"a{i}", wins, i + 1.0)
