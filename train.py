@@ -76,6 +76,8 @@ def parse_args(argv=None):
     flag("--td-lambda", share, 0.8, "of TD(lambda) targets; 0: the paper's one-step targets")
     flag("--grad-norm-clip", real(1e-9, 1e9), 10.0, "largest norm of the whole gradient")
     flag("--target-update-interval", count, 48, "finished episodes per copy to the target network")
+    flag("--target-rate", real(1e-6, 1), 1.0, "share of the way to them it goes then")
+    flag("--average-rate", real(1e-6, 1), 1.0, "tests play averaged weights, moved so per update")
     p.add_argument("--no-double-q", action="store_true", help="targets choose their own actions")
     p.add_argument("--bootstrap-time-limit", action="store_true", help="no end, unlike in SMAC")
     flag("--epsilon-start", share, 1.0, "probability of a random action, at step 0")
@@ -143,6 +145,8 @@ def make_learner(args, env, device):
         grad_norm_clip=args.grad_norm_clip,
         double_q=not args.no_double_q,
         bootstrap_time_limit=args.bootstrap_time_limit,
+        target_rate=args.target_rate,
+        average_rate=args.average_rate,
     )
     if device == "cpu":
         share_out(learner, args.threads)
@@ -210,7 +214,7 @@ def main(argv=None):
         return linear(run.t_env, args.epsilon_start, args.epsilon_finish, args.epsilon_anneal_steps)
 
     def test():
-        result = averages(*play_episodes(learner.agent, test_env, args.test_episodes))
+        result = averages(*play_episodes(learner.average, test_env, args.test_episodes))
         if test_env is env:  # all running episodes had to make way: new ones begin
             buffer.drop(np.ones(E, bool))
             players.forget(np.ones(E, bool))

@@ -63,7 +63,7 @@ def weights_of(args) -> dict:
     state, _, warning = load_checkpoint(args.evaluate)
     if warning:
         print(warning, file=sys.stderr)
-    return network(state, "agent")
+    return network(state, "average" if "average" in state["learner"] else "agent")
 
 
 def init_from(args, learner) -> None:

@@ -160,7 +160,7 @@ class Run:
         with self.writing():
             write_metrics(self.folder, self.rows)
             if row["test_win_rate"] >= best:
-                weights = self.learner.agent.state_dict()
+                weights = self.learner.average.state_dict()
                 write_atomic(self.folder / "best.pt", lambda file: torch.save(weights, file))
             self.save()
             self.board.log(row)
