@@ -36,9 +36,9 @@ class QLearner:
     double_q: the online network chooses the next action that the target network values.
     bootstrap_time_limit: go on to the value of the last observation when the time limit cut the
     episode; by default its end counts as terminal, as in SMAC.
-    target_rate: share of the way that sync_target moves the target network; 1 copies.
-    average_rate: share of the way that `average`, the network that tests play, moves at each
-    gradient step; 1: it is the agent itself.
+    average_rate: how far `average`, the agent that tests play, goes towards the agent's weights
+    after each gradient step: their exponential moving average. Learning never sees it. 1, as in
+    the paper: all the way, so it equals the agent.
     Raises ValueError for an optimiser it does not know.
     """
 
@@ -54,7 +54,6 @@ class QLearner:
         grad_norm_clip: float = 10.0,
         double_q: bool = True,
         bootstrap_time_limit: bool = False,
-        target_rate: float = 1.0,
         average_rate: float = 1.0,
     ):
         if optimiser not in OPTIMISERS:
@@ -63,14 +62,12 @@ class QLearner:
         self.gamma, self.td_lambda, self.double_q = gamma, td_lambda, double_q
         self.lr, self.grad_norm_clip = lr, grad_norm_clip
         self.bootstrap_time_limit = bootstrap_time_limit
+        self.average_rate = average_rate
         # On a GPU, .to lays the weights of the copied GRU in one piece again, as cuDNN wants them.
         device = next(agent.parameters()).device
         self.target_agent = copy.deepcopy(agent).requires_grad_(False).to(device)
         self.target_mixer = copy.deepcopy(mixer).requires_grad_(False) if mixer else None
-        self.target_rate, self.average_rate = target_rate, average_rate
-        self.average = self.agent
-        if average_rate < 1:
-            self.average = copy.deepcopy(agent).requires_grad_(False).to(device)
+        self.average = copy.deepcopy(self.target_agent).to(device)
         self.parameters = [*agent.parameters(), *(mixer.parameters() if mixer else ())]
         self.optimiser = OPTIMISERS[optimiser](self.parameters, lr=lr)
 
@@ -133,20 +130,19 @@ class QLearner:
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_norm_clip)
         self.optimiser.param_groups[0]["lr"] = self.lr
         self.optimiser.step()
-        if self.average is not self.agent:
-            move(self.average, self.agent, self.average_rate)
+        for mean, new in zip(self.average.parameters(), self.agent.parameters(), strict=True):
+            mean.lerp_(new.detach(), self.average_rate)
         return {"loss": loss.detach(), "grad_norm": grad_norm, **stats}
 
     def sync_target(self) -> None:
-        """Move the target network to the online weights, or target_rate of the way."""
-        move(self.target_agent, self.agent, self.target_rate)
+        """Copy the online weights into the target network."""
+        self.target_agent.load_state_dict(self.agent.state_dict())
         if self.mixer:
-            move(self.target_mixer, self.mixer, self.target_rate)
+            self.target_mixer.load_state_dict(self.mixer.state_dict())
 
     def parts(self) -> dict:
-        """All that learning goes on from: networks, target networks, the optimiser's memory."""
-        names = ("agent", "mixer", "target_agent", "target_mixer", "optimiser")
-        names += ("average",) if self.average is not self.agent else ()
+        """All that learning goes on from: networks, their copies, the optimiser's memory."""
+        names = ("agent", "mixer", "target_agent", "target_mixer", "average", "optimiser")
         return {name: part for name in names if (part := getattr(self, name))}
 
     def state_dict(self) -> dict:
@@ -155,13 +151,6 @@ class QLearner:
     def load_state_dict(self, state: dict) -> None:
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
-
-
-@torch.no_grad()
-def move(network: nn.Module, goal: nn.Module, rate: float) -> None:
-    """Each weight so much of its way to that of `goal`."""
-    for weight, towards in zip(network.parameters(), goal.parameters(), strict=True):
-        weight.lerp_(towards, rate)
 
 
 def at(agent_qs: Tensor, actions: Tensor) -> Tensor:

@@ -274,6 +274,19 @@ def test_gradients_are_clipped_by_their_common_norm():
     torch.testing.assert_close(left, torch.tensor(0.01).double(), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("rate", [0.02, 0.3, 1.0])
+def test_what_tests_play_is_the_moving_average_of_all_weights_so_far(rate):
+    learner = make_learner(average_rate=rate)
+    history = [[p.detach().clone() for p in learner.agent.parameters()]]
+    for seed in range(4):
+        learner.update(make_batch(seed))
+        history.append([p.detach().clone() for p in learner.agent.parameters()])
+    # In closed form: the weights of k steps ago count rate * (1 - rate)^k, those at first the rest.
+    share = [(1 - rate) ** 4] + [rate * (1 - rate) ** (4 - step) for step in range(1, 5)]
+    for mean, *weights in zip(learner.average.parameters(), *history, strict=True):
+        torch.testing.assert_close(mean, sum(map(torch.mul, weights, map(torch.tensor, share))))
+
+
 def test_rmsprop_and_adam_take_their_textbook_first_step():
     batch = make_batch()
     for name, step in (
@@ -301,6 +314,7 @@ def test_a_restored_learner_goes_on_exactly(kind):
         learner.update(make_batch(1))
         learner.sync_target()
     assert all(map(torch.equal, first.parameters, second.parameters))
+    assert all(map(torch.equal, first.average.parameters(), second.average.parameters()))
 
 
 # ---- Agent -----------------------------------------------------------

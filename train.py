@@ -36,7 +36,8 @@ from starcraft.machine import available_memory, cores
 # The values of the original paper, and PyMARL's where it gives none: defaults with --paper.
 PAPER = {"n_envs": 1, "steps": 2_000_000, "batch_size": 32, "buffer_size": 5000,
          "train_interval": 1, "target_update_interval": 200, "optimiser": "rmsprop", "lr": 5e-4,
-         "lr_finish": 5e-4, "td_lambda": 0.0, "epsilon_anneal_steps": 50_000}
+         "lr_finish": 5e-4, "td_lambda": 0.0, "epsilon_anneal_steps": 50_000,
+         "average_rate": 1.0}
 # fmt: on
 # Battle i of a run is seeded 10000 * seed + i; those of its tests and of --evaluate lie further on.
 # So no two battles share a seed, not even in runs with neighbouring seeds.
@@ -76,8 +77,6 @@ def parse_args(argv=None):
     flag("--td-lambda", share, 0.8, "of TD(lambda) targets; 0: the paper's one-step targets")
     flag("--grad-norm-clip", real(1e-9, 1e9), 10.0, "largest norm of the whole gradient")
     flag("--target-update-interval", count, 48, "finished episodes per copy to the target network")
-    flag("--target-rate", real(1e-6, 1), 1.0, "share of the way to them it goes then")
-    flag("--average-rate", real(1e-6, 1), 1.0, "tests play averaged weights, moved so per update")
     p.add_argument("--no-double-q", action="store_true", help="targets choose their own actions")
     p.add_argument("--bootstrap-time-limit", action="store_true", help="no end, unlike in SMAC")
     flag("--epsilon-start", share, 1.0, "probability of a random action, at step 0")
@@ -87,6 +86,7 @@ def parse_args(argv=None):
     flag("--mixing-embed-dim", width, 32, "units of the mixing network's hidden layer")
     flag("--hypernet-layers", whole(1, 2), 2, "of each hypernetwork; paper 1, PyMARL 2")
     flag("--hypernet-embed", width, 64, "units between the two layers of a hypernetwork")
+    flag("--average-rate", real(1e-6, 1), 0.02, "tests play averaged weights; 1: the latest")
     flag("--test-interval", count, 10_000, "environment steps from one test to the next")
     flag("--test-episodes", whole(1, 10_000), 32, "greedy episodes in a test or --evaluate")
     flag("--runs", Path, Path("runs"), "where run directories are made", metavar="DIR")
@@ -145,7 +145,6 @@ def make_learner(args, env, device):
         grad_norm_clip=args.grad_norm_clip,
         double_q=not args.no_double_q,
         bootstrap_time_limit=args.bootstrap_time_limit,
-        target_rate=args.target_rate,
         average_rate=args.average_rate,
     )
     if device == "cpu":

@@ -54,7 +54,7 @@ def evaluate(args, seed, make_agent, play_episodes) -> int:
 
 
 def weights_of(args) -> dict:
-    """The agent's weights in the last checkpoint of args.evaluate, or those of its best test."""
+    """The agent of tests, in the last checkpoint of args.evaluate or in that of its best test."""
     best = args.evaluate / "best.pt"
     if args.best and not best.is_file():
         raise ValueError(f"{args.evaluate} has no best.pt: leave out --best")
@@ -63,7 +63,7 @@ def weights_of(args) -> dict:
     state, _, warning = load_checkpoint(args.evaluate)
     if warning:
         print(warning, file=sys.stderr)
-    return network(state, "average" if "average" in state["learner"] else "agent")
+    return network(state, "average")
 
 
 def init_from(args, learner) -> None:
@@ -73,7 +73,8 @@ def init_from(args, learner) -> None:
     folder = Path(args.init_from)
     before = read_config(folder)["flags"]["mixer"]
     state, *_ = load_checkpoint(folder)
-    load_weights(learner.agent, network(state, "agent"))
+    for agent in (learner.agent, learner.average):
+        load_weights(agent, network(state, "average"))
     if learner.mixer and before == args.mixer:
         load_weights(learner.mixer, network(state, "mixer"))
     elif learner.mixer:

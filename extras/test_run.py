@@ -366,7 +366,7 @@ def test_the_best_network_is_that_of_the_best_test(tmp_path, capsys, monkeypatch
     weights, test = [], train.averages
 
     def spying(*results):
-        agent = run_now[0].learner.agent.state_dict()
+        agent = run_now[0].learner.average.state_dict()
         weights.append({name: x.clone() for name, x in agent.items()})
         return test(*results) | {"test_win_rate": float(len(weights) == 3)}
 
@@ -385,10 +385,12 @@ def test_a_run_from_another_runs_weights(whole, tmp_path, capsys):
     argv = ("--init-from", str(whole), "--steps", "4", "--test-interval", "1000")
     start(tmp_path / "same", *argv)
     trained, begun = learner_state(whole), learner_state(tmp_path / "same")
-    for name in ("agent", "mixer"):
-        assert equal(begun[name], trained[name]) and equal(begun[f"target_{name}"], trained[name])
+    for name in ("agent", "target_agent", "average"):
+        assert equal(begun[name], trained["average"]) and not equal(begun[name], trained["agent"])
+    for name in ("mixer", "target_mixer"):
+        assert equal(begun[name], trained["mixer"])
     start(tmp_path / "vdn", *argv, "--mixer", "qmix-lin")
-    assert equal(learner_state(tmp_path / "vdn")["agent"], trained["agent"])
+    assert equal(learner_state(tmp_path / "vdn")["agent"], trained["average"])
     assert "begins anew" in capsys.readouterr().out
     assert resume(tmp_path / "same", "--steps", "100") == 0
 

@@ -72,7 +72,7 @@ def open_team(folder, policy, map_name):
     if warning:
         print(warning, file=sys.stderr)
     agent = train.make_agent(flags, sim)
-    load_weights(agent, network(state, "agent"))
+    load_weights(agent, network(state, "average"))
     widths = flags.mixing_embed_dim, flags.hypernet_layers, flags.hypernet_embed
     mixer = MIXERS[flags.mixer](sim.n_agents, sim.state_dim, *widths)
     if mixer and mixer.state_dict():  # VDN has no weights
