@@ -1,0 +1,71 @@
+"""Prints, as markdown, what every run beside this file was and how well it learned.
+
+    python results/choice/table.py
+
+A folder is named CANDIDATE_MAP_sSEED. Score: the mean test win rate over the run's own clock from
+30 s to 120 s (3s5z: 180 s) or its end, a test holding until the next. Last: mean of three tests.
+"""
+
+import csv
+import json
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+FLAGS = {
+    "hidden_dim": "GRU",
+    "batch_size": "batch",
+    "train_interval": "episodes per step",
+    "td_lambda": "lambda",
+    "buffer_size": "replay",
+    "target_update_interval": "target every",
+    "lr": "lr",
+}
+USUAL = {
+    "average_rate": 1.0,
+    "target_rate": 1.0,
+    "cut_traces": False,
+    "steps": 400_000,
+    "epsilon_anneal_steps": 50_000,
+    "epsilon_finish": 0.05,
+    "grad_norm_clip": 10.0,
+    "gamma": 0.99,
+}
+END = {"2s3z": 120, "3s5z": 180}  # seconds
+
+
+def cells(folder):
+    """Score, when 90 % was reached, and the last three tests, of one run."""
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    steps, time, win = (
+        np.array([float(row[name]) for row in rows])
+        for name in ("t_env", "wall_time", "test_win_rate")
+    )
+    clock = np.arange(30, min(END[folder.name.split("_")[1]], time[-1] + 1))
+    score = win[np.searchsorted(time, clock, side="right") - 1].mean() if len(clock) else 0.0
+    won = np.flatnonzero(np.convolve(win, np.ones(3) / 3, "valid") >= 0.9)
+    when = f"{steps[won[0]] / 1e3:.0f}k, {time[won[0]]:.0f} s" if len(won) else "-"
+    return f"{score:.2f}", when, f"{win[-3:].mean():.2f} at {steps[-1] / 1e3:.0f}k"
+
+
+def main():
+    head = ["candidate", *FLAGS.values(), "also", "map", "seeds", "score", "90 % at", "last"]
+    print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
+    folders = sorted(Path(__file__).parent.glob("*/"))
+    for (candidate, map_name), runs in groupby(folders, lambda f: f.name.split("_")[:2]):
+        runs = list(runs)
+        flags = json.loads((runs[0] / "config.json").read_text())["flags"]
+        also = [
+            f"{name.replace('_', ' ')} {flags[name]}".removesuffix(" True")
+            for name, usual in USUAL.items()
+            if flags.get(name, usual) != usual
+        ]
+        seeds = ", ".join(folder.name.split("_s")[-1] for folder in runs)
+        line = [candidate, *(str(flags[name]) for name in FLAGS), "; ".join(also), map_name, seeds]
+        line += ["; ".join(column) for column in zip(*map(cells, runs), strict=True)]
+        print(f"| {' | '.join(line)} |")
+
+
+if __name__ == "__main__":
+    main()
