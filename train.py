@@ -86,7 +86,7 @@ def parse_args(argv=None):
     flag("--mixing-embed-dim", width, 32, "units of the mixing network's hidden layer")
     flag("--hypernet-layers", whole(1, 2), 2, "of each hypernetwork; paper 1, PyMARL 2")
     flag("--hypernet-embed", width, 64, "units between the two layers of a hypernetwork")
-    flag("--average-rate", real(1e-6, 1), 0.02, "tests play averaged weights; 1: the latest")
+    flag("--average-rate", real(1e-6, 1), 0.005, "tests play averaged weights; 1: the latest")
     flag("--test-interval", count, 10_000, "environment steps from one test to the next")
     flag("--test-episodes", whole(1, 10_000), 32, "greedy episodes in a test or --evaluate")
     flag("--runs", Path, Path("runs"), "where run directories are made", metavar="DIR")
