@@ -363,7 +363,11 @@ def test_evaluation_as_json_tells_every_episode(workplace, capsys):
 
 def test_the_best_network_is_that_of_the_best_test(tmp_path, capsys, monkeypatch):
     """Of all tests the third is won; the network of then is kept, and not that of the end."""
-    weights, test = [], train.averages
+    weights, test, play = [], train.averages, train.play_episodes
+
+    def playing(agent, *rest):
+        assert agent is run_now[0].learner.average is not run_now[0].learner.agent
+        return play(agent, *rest)
 
     def spying(*results):
         agent = run_now[0].learner.average.state_dict()
@@ -373,6 +377,7 @@ def test_the_best_network_is_that_of_the_best_test(tmp_path, capsys, monkeypatch
     run_now, enter = [], run.Run.__enter__
     monkeypatch.setattr(run.Run, "__enter__", lambda self: (run_now.append(self), enter(self))[1])
     monkeypatch.setattr(train, "averages", spying)
+    monkeypatch.setattr(train, "play_episodes", playing)
     assert start(tmp_path / "run") == 0
     best = files.load(tmp_path / "run" / "best.pt")
     assert equal(best, weights[2]) and not equal(best, weights[-1])
