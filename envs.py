@@ -81,6 +81,8 @@ class TwoStepGame:
         return {"where": self.where.copy()}
 
     def load_state_dict(self, saved):
+        if not np.isin(saved["where"], range(3)).all():
+            raise ValueError("the saved two-step game is in a state that it does not have")
         self.where[:] = saved["where"]
         self._observe()
 

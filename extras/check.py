@@ -136,7 +136,8 @@ def in_range(actions: np.ndarray, buffer) -> bool:
 def check_running(saved: dict, buffer, name: str) -> None:
     """The buffer's part of a checkpoint: running episodes (E, longest, ...), and how far they are.
     Raises ValueError, one line."""
-    check(saved["steps"], buffer.steps, f"{name}, steps")
+    like = {"steps": buffer.steps, "running": dict, "pieces": list}
+    check(saved, like, name)
     steps = saved["steps"]
     if steps.min() < 0 or steps.max() > buffer.episode_limit:
         raise ValueError(f"{name}, steps must be from 0 to {buffer.episode_limit}")
@@ -146,5 +147,5 @@ def check_running(saved: dict, buffer, name: str) -> None:
     if not in_range(saved["running"]["actions"].numpy(), buffer):
         raise ValueError(f"{name}, running, actions are wrong")
     pieces = saved["pieces"]
-    if not isinstance(pieces, list) or not all(map(whole(1), pieces)) or len(pieces) > 1000:
+    if not all(map(whole(1), pieces)) or len(pieces) > 1000:
         raise ValueError(f"{name}, pieces are wrong")

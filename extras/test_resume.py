@@ -255,7 +255,8 @@ def test_damaged_replay_is_said_and_survived(tmp_path, monkeypatch, capsys):
 
 def test_replay_on_disk(whole, tmp_path, monkeypatch, capsys):
     assert not (whole / "buffer").exists(), "auto: gone when the run is done"
-    constant = ("--lr-finish", "0.001")  # a rate that falls until --steps would show the prolonging
+    # A rate that falls until --steps would show the prolonging.
+    constant = ("--lr", "0.001", "--lr-finish", "0.001")
     with monkeypatch.context() as patch:
         patch.setattr(files, "MAX_PIECES", 3)  # so that pieces are merged, too
         start(tmp_path / "yes", "--save-buffer", "yes", "--steps", "500", *constant)

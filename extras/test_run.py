@@ -67,7 +67,7 @@ def test_metrics_and_config(whole):
         win, mean = float(row["test_win_rate"]), float(row["test_return"])
         assert win == (mean == 8) and mean in (0, 1, 7, 8) and row["test_episode_length"] == "2"
     assert config["env"]["name"] == config["env"]["map"] == "two_step"
-    assert config["flags"]["lr"] == 1e-3 and config["flags"]["n_envs"] == 4
+    assert config["flags"]["lr"] == 2e-3 and config["flags"]["n_envs"] == 4
     assert config["versions"]["torch"] == torch.__version__
     kept = vars(train.parse_args(TINY)[0]).keys() - set(NOT_KEPT)
     assert config["flags"].keys() == kept, "every flag is in config.json"
