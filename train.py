@@ -44,13 +44,13 @@ PAPER = {"n_envs": 1, "steps": 2_000_000, "batch_size": 32, "buffer_size": 5000,
 SEEDS_PER_RUN, TEST_SEEDS, EVALUATION_SEEDS = 10_000, 4_000, 8_000
 TEST_BATTLES = 32  # side by side
 ENVS["pettingzoo"] = pettingzoo  # --env pettingzoo:MODULE:FACTORY
+whole, real = partial(number, int), partial(number, float)  # types of flags, given their range
 MEMORY_SHARE = 0.75  # of the free memory may be replay; learner and everything else need some too
 
 
 def parse_args(argv=None):
     """The flags, and the parser. What does not fit ends the program with one line and status 2."""
     p = Parser(prog="train.py", description="Train QMIX or an ablation; evaluate and resume runs.")
-    whole, real = partial(number, int), partial(number, float)
     count, width, share, rate = whole(1, 10**9), whole(1, 8192), real(0, 1), real(0, 1e3)
 
     def flag(name, kind, default, text, **more):
@@ -86,7 +86,7 @@ def parse_args(argv=None):
     flag("--mixing-embed-dim", width, 32, "units of the mixing network's hidden layer")
     flag("--hypernet-layers", whole(1, 2), 2, "of each hypernetwork; paper 1, PyMARL 2")
     flag("--hypernet-embed", width, 64, "units between the two layers of a hypernetwork")
-    flag("--average-rate", real(1e-6, 1), 0.005, "tests play averaged weights; 1: the latest")
+    flag("--average-rate", real(1e-6, 1), 0.005, "newest weights' share in those that tests play")
     flag("--test-interval", count, 10_000, "environment steps from one test to the next")
     flag("--test-episodes", whole(1, 10_000), 32, "greedy episodes in a test or --evaluate")
     flag("--runs", Path, Path("runs"), "where run directories are made", metavar="DIR")
