@@ -293,7 +293,9 @@ WRONG = [10**12, -1, -(2**63), 2**63 - 1, 1e300, float("nan"), "x", None, True, 
 
 def spoil(state, rng):
     """Change one random thing in a checkpoint. Returns what was done."""
-    path = rng.choice(list(leaves(state)))
+    part = rng.choice(list(state))  # each part as often, however many weights there are
+    inside = state[part] if isinstance(state[part], dict | list) else {}
+    path = (part, *rng.choice([(), *leaves(inside)]))
     parent = state
     for key in path[:-1]:
         parent = parent[key]
@@ -359,7 +361,7 @@ def test_no_edited_checkpoint_crashes_anything(tmp_path, monkeypatch, capsys, ga
             else:
                 assert status in (0, 1, 128 + 15), done
         (folder / "checkpoint.prev.pt").unlink(missing_ok=True)
-    assert refused > times / 3  # most numbers in a checkpoint are weights, which may be anything
+    assert refused > times / 2
 
 
 def test_a_weight_that_is_no_number_is_refused(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,6 @@
 """Prints, as markdown, what every run beside this file was and how well it learned.
 
-    python results/choice/table.py
+    python -m results.choice.table
 
 A folder is named CANDIDATE_MAP_sSEED. Score: the mean test win rate over the run's own clock from
 30 s to 120 s (3s5z: 180 s) or its end, a test holding until the next. Last: mean of three tests.
@@ -12,6 +12,8 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+
+from extras.tables import first_of_three
 
 FLAGS = {
     "hidden_dim": "GRU",
@@ -44,8 +46,8 @@ def cells(folder):
     )
     clock = np.arange(30, min(END[folder.name.split("_")[1]], time[-1] + 1))
     score = win[np.searchsorted(time, clock, side="right") - 1].mean() if len(clock) else 0.0
-    won = np.flatnonzero(np.convolve(win, np.ones(3) / 3, "valid") >= 0.9)
-    when = f"{steps[won[0]] / 1e3:.0f}k, {time[won[0]]:.0f} s" if len(won) else "-"
+    won = first_of_three(win)
+    when = "-" if won is None else f"{steps[won] / 1e3:.0f}k, {time[won]:.0f} s"
     return f"{score:.2f}", when, f"{win[-3:].mean():.2f} at {steps[-1] / 1e3:.0f}k"
 
 
