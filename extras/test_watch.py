@@ -194,7 +194,12 @@ def test_command_line(tmp_path, capsys):
 def test_a_run_of_train_is_watched(tmp_path):
     run, out = tmp_path / "run", tmp_path / "page.html"
     words = "--env sim --map 3m --mixer vdn --steps 300 --n-envs 2 --test-episodes 2 --threads 1"
-    assert train.main([*words.split(), "--device", "cpu", "--run-dir", str(run)]) == 0
+    words += " --device cpu --batch-size 2"
+    assert train.main([*words.split(), "--run-dir", str(run)]) == 0
+    shown = watch.open_team(run, "network", None).agent.fc2.bias
+    learner = torch.load(run / "checkpoint.pt", weights_only=True)["learner"]
+    assert torch.equal(shown, learner["average"]["fc2.bias"]), "the agent that tests play"
+    assert not torch.equal(shown, learner["agent"]["fc2.bias"])
     watch.main(["--compare", str(run), str(run), "--battles", "1", "--out", str(out)])
     data = json.loads(re.search(r'id="data">(.*?)</script>', out.read_text(), re.S)[1])
     assert data["teams"][0] == data["teams"][1] and data["teams"][0]["mixer"] == "vdn"
