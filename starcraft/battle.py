@@ -254,10 +254,11 @@ def push_apart(units, world):
         u = units[i]
         if u.health <= 0:
             continue
+        x, y, body = u.x, u.y, u.body  # read once: it tells on big maps
         for j in range(i):
             v = units[j]
-            dx, dy = v.x - u.x, v.y - u.y
-            apart, reach = dx * dx + dy * dy, u.body + v.body - OVERLAP
+            dx, dy = v.x - x, v.y - y
+            apart, reach = dx * dx + dy * dy, body + v.body - OVERLAP
             if apart < reach * reach and v.health > 0 and u.layers & v.layers:
                 u_firm, v_firm = stands_firm(u, world), stands_firm(v, world)
                 far = max(np.sqrt(apart), 1e-6)
@@ -265,6 +266,7 @@ def push_apart(units, world):
                 if not u_firm and not wall(u, u.x - share * dx, u.y - share * dy, world):
                     u.x -= share * dx
                     u.y -= share * dy
+                    x, y = u.x, u.y
                 if not v_firm and not wall(v, v.x + share * dx, v.y + share * dy, world):
                     v.x += share * dx
                     v.y += share * dy
