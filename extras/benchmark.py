@@ -175,7 +175,7 @@ def gradient(args):
     print(f"\ngradient step, {where}: T steps, steps/s, GFLOP/s, share of matmul rate")
     for map_name in args.maps:
         env, buffer = replay(map_name, 64 if args.quick else 200)
-        for B in (32,) if args.quick else (32, 64, 128):
+        for B in (16, 32) if args.quick else (16, 32, 64, 128):
             batch = buffer.sample(B, np.random.default_rng(0))
             our_batch, T = batch.to(args.device), len(batch.sizes) - 1
             double = QLearner(*(network.double() for network in networks(env)))
