@@ -215,7 +215,7 @@ def test_other_flags_than_those_of_a_run_that_is_there(tmp_path, capsys):
     assert sweep.main(command) == sweep.main([*command, "--save-buffer", "no"]) == 0
     assert capsys.readouterr().out.count("nothing to do") == 2
     for flags, message in (
-        (["--lr", "0.5"], "was begun with --lr 0.001, not 0.5"),
+        (["--lr", "0.5"], "was begun with --lr 0.002, not 0.5"),
         (["--n-envs", "8"], "was begun with --n-envs 4, not 8"),
         (["--no-double-q"], "was begun with --no-double-q False, not True"),
     ):

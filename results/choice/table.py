@@ -34,6 +34,10 @@ USUAL = {
     "grad_norm_clip": 10.0,
     "gamma": 0.99,
 }
+BY_HAND = {  # in the code, where no flag tells of it
+    "Y1": "agent begins orthogonal; target averaged (0.02)",
+    "Y2": "agent begins orthogonal; target averaged (0.02)",
+}
 END = {"3m": 60, "2s3z": 120, "3s5z": 180}  # seconds
 
 
@@ -65,6 +69,7 @@ def main():
         ]
         if flags.get("td_lambda_finish", flags["td_lambda"]) != flags["td_lambda"]:
             also.append(f"lambda rises to {flags['td_lambda_finish']}")
+        also += [BY_HAND[candidate]] if candidate in BY_HAND else []
         seeds = ", ".join(folder.name.split("_s")[-1] for folder in runs)
         line = [candidate, *(str(flags[name]) for name in FLAGS), "; ".join(also), map_name, seeds]
         line += ["; ".join(column) for column in zip(*map(cells, runs), strict=True)]
