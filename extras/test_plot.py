@@ -3,6 +3,7 @@
 QMIX (https://arxiv.org/abs/1803.11485). Run them with: python -m pytest extras/test_plot.py
 """
 
+import importlib
 import itertools
 import json
 
@@ -299,3 +300,25 @@ def test_the_tables_are_those_of_the_raw_files(page):
     for command in commands:
         out = plot.parse(command.split()).out
         assert out is None or (plot.ROOT / out).is_file()
+
+
+@pytest.mark.parametrize("name", ("table", "batched"))
+def test_the_tables_of_the_search_are_those_of_its_raw_files(name, capsys):
+    """They are printed by commands of their own, and pasted."""
+    importlib.import_module(f"results.choice.{name}").main()
+    page = (plot.ROOT / "results/README.md").read_text()
+    for table in capsys.readouterr().out.strip().split("\n\n"):
+        assert f"\n\n{table}\n\n" in page
+
+
+def test_the_win_rates_over_256_episodes_are_those_of_the_raw_file():
+    page = (plot.ROOT / "results/README.md").read_text()
+    lines = (plot.ROOT / "results/evaluations.txt").read_text().splitlines()
+    rates = {run: win.removeprefix("test_win_rate=") for run, win, *_ in map(str.split, lines)}
+    for game_map in ("3m", "2s3z", "3s5z"):
+        ten = ", ".join(rates[f"{game_map}_s{seed}"] for seed in range(11, 21))
+        assert f"- {game_map}, seeds 11 to 20: {ten}.\n" in page
+    maps = {run: rate for run, rate in rates.items() if run.startswith("maps/")}
+    assert len(maps) == 5
+    for run, rate in maps.items():
+        assert f"{run.removeprefix('maps/').removesuffix('_s1')} {rate}" in page

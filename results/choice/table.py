@@ -69,7 +69,8 @@ def main():
         ]
         if flags.get("td_lambda_finish", flags["td_lambda"]) != flags["td_lambda"]:
             also.append(f"lambda rises to {flags['td_lambda_finish']}")
-        also += [BY_HAND[candidate]] if candidate in BY_HAND else []
+        if candidate in BY_HAND:
+            also.append(BY_HAND[candidate])
         seeds = ", ".join(folder.name.split("_s")[-1] for folder in runs)
         line = [candidate, *(str(flags[name]) for name in FLAGS), "; ".join(also), map_name, seeds]
         line += ["; ".join(column) for column in zip(*map(cells, runs), strict=True)]
