@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from .interface import judge
-from .maps import FIRST_TARGET, MAPS, NO_OP, STOP, UNIT
+from .maps import FIRST_TARGET, MAPS, NO_OP, OVERLAP, STOP, UNIT
 from .simulator import BattleSim
 
 GONE = [0, 0, 0, 0, 0, 0]
@@ -51,6 +51,23 @@ def test_a_hit_takes_half_a_point_at_least():
     ]
     lost = -np.diff([45, *health])
     assert set(lost.tolist()) == {0, 0.5} and 3 <= (lost > 0).sum() <= 5  # 60 loops, one in 9.8
+
+
+def test_a_crowd_parts_pair_by_pair():
+    """Beside a plain loop, in which every pair starts from where the one before it left off."""
+    ally = [[10, 16, 45, 0, 0, 0], [10.3, 16.1, 45, 0, 0, 0], [10.2, 15.8, 45, 0, 0, 0]]
+    enemy = [[30, y, 45, 0, 0, 0] for y in (2, 16, 30)]
+    (units,) = fight("3m", ally, enemy, lambda _: [STOP] * 3, 1)
+    places, reach = np.array(ally)[:, :2], 2 * units["body"][0] - OVERLAP
+    for i in range(3):
+        for j in range(i):
+            apart = places[j] - places[i]
+            far = np.hypot(*apart)
+            if far < reach:
+                places[i] -= (reach - far) / (2 * far) * apart
+                places[j] += (reach - far) / (2 * far) * apart
+    assert np.abs(places - np.array(ally)[:, :2]).max() > 0.1
+    np.testing.assert_allclose(np.stack([units["x"], units["y"]], 1)[:3], places, atol=1e-12)
 
 
 STALKER = [[10, 16, 80, 80, 0, 0], GONE, GONE]
