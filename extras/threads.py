@@ -38,7 +38,9 @@ def share_out(learner, threads: int) -> None:
     if threads == 1:
         return
     whole, batches = learner.loss, itertools.count()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    # One fewer: the calling thread works too. Asleep, it would leave a core that Linux, waking all
+    # the others at once, may take milliseconds to give to any of them.
+    pool = ThreadPoolExecutor(threads - 1, initializer=torch.set_num_threads, initargs=(1,))
 
     def gradients(batch, first, end):
         part = episodes(batch, first, end)
@@ -53,7 +55,9 @@ def share_out(learner, threads: int) -> None:
         cuts = shares(batch, threads)
         if len(cuts) <= 2:
             return whole(batch)
-        found = pool.map(lambda ends: gradients(batch, *ends), itertools.pairwise(cuts))
+        first, *others = itertools.pairwise(cuts)
+        others = [pool.submit(gradients, batch, *ends) for ends in others]
+        found = [gradients(batch, *first), *(other.result() for other in others)]
         losses, stats, grads = zip(*found, strict=True)
         if next(batches) % CHECK_EVERY == 0:
             expected = whole(batch)[0].detach()
