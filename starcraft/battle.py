@@ -40,7 +40,7 @@ from .maps import (
 )
 
 STAY = -1.0  # instead of a distance to walk up to
-SCAN_EVERY = 5  # loops between two looks for a better target
+SCAN_EVERY, SCAN_AT = 4, 2  # who has nobody in weapon range looks around at loops 2, 6, 10, ...
 INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot stop it short
 CALL_RADIUS = 4.0  # game data (CallForHelp): friends so near help who is struck
 LEASH = 21.0  # a chased target farther away than this is given up
@@ -299,6 +299,7 @@ def hurt(i, j, units, world):
     absorbed = min(v.shield, damage)
     v.shield -= absorbed
     v.unhurt = 0.0
+    v.struck_by = i
     if damage > absorbed:
         v.health -= max(damage - absorbed - victim.armor, 0.5)
     if v.health <= 0:
@@ -414,39 +415,50 @@ def heal(i, j, units, world):
 
 
 @njit(**JIT)
-def acquire(i, units, world, clock):
-    """An enemy looks for a target: the nearest opponent it can hit, those that can hit back first.
+def acquire(i, lost, units, world, book):
+    """An enemy looks for a target among the opponents it can hit, those that can hit back first.
 
-    It does so every SCAN_EVERY loops. A target is kept, up to the leash, as long as the way to it
-    is free, unless another one is in weapon range and it is not; a unit that has to go round
-    something takes the nearest in scan range. Who hunts keeps its target, the first of which is
-    drawn (see begin), until it is dead; then it takes the nearest, however far.
+    Whenever its weapon is ready it turns on who struck it last, if that one is in weapon range, or
+    else on one who is drawn of all there (`python -m starcraft.recorded`: shooting the nearest does
+    not explain who fell). With none there it looks around every SCAN_EVERY loops, and at once when
+    its target has died: it keeps a target, up to the leash, as long as the way to it is free; one
+    that has none, or has to go round something, takes the nearest in scan range. Who hunts keeps
+    its target, the first of which is drawn (see begin), until it is dead; then it takes the
+    nearest, however far.
     """
     u = units[i]
     kind = world.kinds[u.kind]
-    # all look in the same loop, and so stop together
-    if clock % SCAN_EVERY or (u.hunts and u.target >= 0):
-        return
+    scan = np.inf if u.hunts else kind.scan
+    looks = lost or u.target >= 0 or book.clock % SCAN_EVERY == SCAN_AT
     if u.target >= 0:
         gap = distance(u, units[u.target]) - u.radius - units[u.target].radius
-        if gap <= kind.range:
+        if u.hunts or (gap <= kind.range and u.cooldown > 0):
             return
         if gap > LEASH:
             u.target = -1
-    scan = np.inf if u.hunts else kind.scan
-    if u.target >= 0 and u.detour == 0:
-        scan = kind.range
-    nearest = np.inf
+        elif u.detour == 0:
+            scan = kind.range
+    if not looks:
+        return
+    nearest, drawn_from = np.inf, 0.0
     for j in opponents(u, units, world):
         v = units[j]
         if v.health > 0 and kind.weapon & world.kinds[v.kind].seen_as:
             gap = distance(u, v) - u.radius - v.radius
             if gap <= scan:
+                gap = max(gap - kind.range, 0.0)  # all in weapon range are equally near
+                if gap == 0.0 and j == u.struck_by:
+                    gap = -1.0
                 if not world.kinds[v.kind].threatens:
                     gap += 1000.0
                 if gap < nearest:
-                    nearest = gap
-                    u.target = j
+                    nearest, drawn_from = gap, 0.0
+                if gap == nearest:
+                    drawn_from += 1.0
+                    if uniform(book, 0.0, drawn_from) < 1.0:
+                        u.target = j
+    if u.target == u.struck_by:
+        u.struck_by = -1  # one blow, one answer
 
 
 @njit(**JIT)
@@ -504,7 +516,8 @@ def live(i, units, world, book):
     if kind.energy_regen > 0:
         u.energy = min(u.energy + kind.energy_regen, kind.energy_max)
 
-    if u.target >= 0 and units[u.target].health <= 0:
+    lost = u.target >= 0 and units[u.target].health <= 0
+    if lost:
         if u.windup >= 0:  # the attack never happened: the weapon is ready
             u.windup, u.cooldown = -1.0, 0.0
         u.target = -1
@@ -516,7 +529,7 @@ def live(i, units, world, book):
         if kind.heal_rate > 0:
             seek_patient(i, units, world)
         elif u.windup < 0:
-            acquire(i, units, world, book.clock)
+            acquire(i, lost, units, world, book)
     x, y, stop_at = u.goal_x, u.goal_y, STAY
     if u.target >= 0 and (u.order == AUTO or u.order == ATTACK):
         x, y = units[u.target].x, units[u.target].y
@@ -602,6 +615,9 @@ def begin(units, world, book):
             prey = int(uniform(book, 0.0, world.n_allies))
             if world.kinds[v.kind].weapon & world.kinds[units[prey].kind].seen_as:
                 v.target = prey
+    for j in range(world.n_allies, len(units)):  # recorded: one loop ahead of the first orders
+        live(j, units, world, book)
+    book.clock = 1
 
 
 @njit(**JIT)

@@ -15,6 +15,7 @@ from .fidelity import (
     EQUAL_SIDES,
     FAIR,
     INTERVAL,
+    OPEN,
     REAL,
     WALK,
     WAY,
@@ -108,6 +109,57 @@ def test_units_died_on_walkable_ground_alone(terrain):
     rows = REAL["edges"]["died_in"][terrain]
     died = np.array([[cell == "1" for cell in row] for row in rows])[::-1].T  # (X, Y)
     assert died.sum() > 80 and read_terrain(terrain)[0][died].all()
+
+
+def marines(battles, ally_x, enemy_x):
+    """Battles of 3m whose allies stand still at ally_x, 0.8 cells apart, and cannot die; of the
+    enemies there is only the first, at enemy_x, and its goal is far in the west."""
+    sim = BattleSim("3m", battles, terrain=OPEN)
+    units = sim.units
+    units["x"][:, :3], units["y"][:, :3] = ally_x, (15.2, 16.0, 16.8)
+    units["health"] = 1e6, 1e6, 1e6, 45, 0, 0
+    units["x"][:, 3], units["y"][:, 3] = enemy_x, 15.9
+    units["goal_x"][:, 3], units["goal_y"][:, 3] = 2.0, 15.9
+    return sim
+
+
+def test_an_enemy_draws_whom_it_shoots_of_those_in_weapon_range():
+    """Recorded on 3m: three enemies shoot 14 times at a team that stands still before one ally has
+    fallen (battle 1), which they could not if all shot the nearest."""
+    sim = marines(500, 12.0, 16.0)
+    for _ in range(12):
+        sim.step(np.full((500, 3), STOP))
+    taken = 1e6 - sim.units["health"][:, :3]
+    shots = taken.sum() / 6
+    assert shots == pytest.approx(500 * 96 / 14.3, rel=0.1)
+    np.testing.assert_allclose(taken.sum(0) / taken.sum(), 1 / 3, atol=0.03)  # 4 sd
+    assert taken.std(1).mean() < 0.8 * taken.sum(1).mean()  # drawn again: not all on one ally
+
+
+def test_enemies_look_around_every_fourth_loop():
+    """Recorded on 3m and 8m: of 29 that walked straight into range on 8m 24 stopped after 26 or 30
+    loops, on 3m 16 of 22 after 30 or 34, the others a loop or so later."""
+    found = set()
+    for gap in np.arange(5.6, 6.6, 0.14):  # from the allies' nearest; it looks as far as 5.5 cells
+        sim = marines(1, 12.0, 12.75 + gap)
+        sim.world["step_mul"] = 1
+        while sim.units["target"][0, 3] < 0:
+            looked = int(sim.book["clock"][0])
+            sim.step(np.full((1, 3), STOP))
+        found.add(looked)
+    assert len(found) > 1 and {looked % 4 for looked in found} == {2}
+
+
+def test_an_enemy_that_lost_its_target_looks_for_another_at_once():
+    sim = marines(1, 12.0, 16.0)
+    sim.step(np.full((1, 3), STOP))
+    target = sim.units["target"][0, 3]
+    sim.units["health"][0, target] = 0
+    sim.avail_actions[0, :, 0] = dead = np.arange(3) == target
+    sim.world["step_mul"] = 1
+    for _ in range(4):
+        sim.step(np.where(dead, 0, STOP)[None])
+        assert sim.units["target"][0, 3] in {0, 1, 2} - {target}
 
 
 @pytest.mark.parametrize("kind", ["Stalker", "Marauder"])

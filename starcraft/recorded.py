@@ -1,0 +1,103 @@
+"""Recorded battles of the real game, played again order by order: do those fall who fell?
+
+    python -m starcraft.recorded                       # a minute
+    python -m starcraft.recorded --maps 3m --draws 40
+
+In every step all units are put where the record says they stood, as far as it does, and the agents
+get the orders that they got. Nobody dies but those who died, in the loop in which they died. Left
+to the simulator is who is hit how often: until its death a unit must have lost its health, and not
+much more, and who lived must have lost less. Nothing else about targets can be seen in a record.
+
+`recorded_battles.json.gz` says where the records are from, and how they are written. Shields are
+counted as health, and do not grow again. SMAC: https://arxiv.org/abs/1902.04043
+"""
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+
+from .maps import FIRST_TARGET, STOP
+from .simulator import BattleSim
+
+FILE = Path(__file__).with_name("recorded_battles.json.gz")
+BATTLES = json.loads(gzip.decompress(FILE.read_bytes()))["battles"]  # {map: [battle]}
+LOOPS = 8  # of a step
+PLENTY = 1e6  # of health: nobody dies too soon
+# A blow too many, or one that the simulator deals a loop later, is no contradiction.
+FELL, LIVED = (0.92, 1.21), 1.0  # shares of its health that a unit has lost
+
+
+def play_again(name, battle, seed=0):
+    """(N + M,) what each unit has lost by its death, or the end, as a share of its health, and
+    (N + M,) bool whether it died. `battle`: one of BATTLES[name]."""
+    sim = BattleSim(name, 1, seed)
+    units, N = sim.units[0], sim.n_agents
+    kinds = sim.world["kinds"][units["kind"]]
+    whole = kinds["health"] + kinds["shield"]
+    units["health"], units["shield"] = PLENTY, 0
+    lost = np.zeros(len(units))
+    dies = {unit: loop for loop, unit in battle["deaths"]}
+    sim.world["step_mul"] = 1
+    for step, (actions, places) in enumerate(zip(battle["actions"], battle["places"], strict=True)):
+        for unit, x, y in places:
+            if units["health"][unit] > 0:
+                units["x"][unit], units["y"][unit] = x, y
+        orders = np.array(actions)
+        for loop in range(LOOPS * step, LOOPS * (step + 1)):
+            for unit, when in dies.items():
+                if when == loop:
+                    lost[unit] = PLENTY - units["health"][unit]
+                    units["health"][unit], units["windup"][unit] = 0, -1
+            alive = units["health"] > 0
+            if not alive[:N].any() or not alive[N:].any():
+                break
+            target = orders - FIRST_TARGET + N
+            gone = (orders >= FIRST_TARGET) & ~alive[np.minimum(target, len(units) - 1)]
+            sim.avail_actions[:] = True
+            sim.step(np.where(alive[:N], np.where((orders < 0) | gone, STOP, orders), 0)[None])
+            sim.book["terminated"] = sim.book["truncated"] = 0
+    died = np.isin(np.arange(len(units)), list(dies))
+    return np.where(died, lost, PLENTY - units["health"]) / whole, died
+
+
+def fits(lost, died):
+    """(N + M,) bool: is what a unit lost no contradiction to its fate?"""
+    return np.where(died, (lost > FELL[0]) & (lost < FELL[1]), lost < LIVED)
+
+
+def agreement(name, draws, battles=None):
+    """For agents that fell, agents that lived, and enemies that fell: the mean share of health that
+    they lost, how often that fits, and the bits of surprise at a fate (log2 of how often it came
+    out, half a draw added), over the records (the first `battles` of them) and so many draws."""
+    found = {"agents that fell": [], "agents that lived": [], "enemies that fell": []}
+    for battle in BATTLES[name][:battles]:
+        played = [play_again(name, battle, seed) for seed in range(draws)]
+        lost = np.mean([lost for lost, _ in played], axis=0)
+        fit = np.mean([fits(*one) for one in played], axis=0)
+        bits = -np.log2((fit * draws + 0.5) / (draws + 1))
+        died, agents = played[0][1], np.arange(len(lost)) < len(battle["actions"][0])
+        rows = np.stack((lost, fit, bits), 1)
+        found["agents that fell"].extend(rows[agents & died])
+        found["agents that lived"].extend(rows[agents & ~died])
+        found["enemies that fell"].extend(rows[~agents & died])
+    return {who: np.mean(rows, axis=0) for who, rows in found.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Recorded battles, order by order.")
+    parser.add_argument("--maps", nargs="+", choices=BATTLES, default=list(BATTLES))
+    parser.add_argument("--draws", type=int, default=8, help="of the simulator's chance (8)")
+    args = parser.parse_args()
+    if args.draws < 1:
+        parser.error(f"--draws is {args.draws}: it must be 1 or more")
+    print("| map | who | lost of its health | fits | bits of surprise |\n|---|---|--:|--:|--:|")
+    for name in args.maps:
+        for who, (lost, fit, bits) in agreement(name, args.draws).items():
+            print(f"| {name} | {who} | {lost:.2f} | {fit:.0%} | {bits:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
