@@ -56,8 +56,8 @@ def share_out(learner, threads: int) -> None:
         if len(cuts) <= 2:
             return whole(batch)
         first, *others = itertools.pairwise(cuts)
-        others = [pool.submit(gradients, batch, *ends) for ends in others]
-        found = [gradients(batch, *first), *(other.result() for other in others)]
+        futures = [pool.submit(gradients, batch, *ends) for ends in others]
+        found = [gradients(batch, *first), *(future.result() for future in futures)]
         losses, stats, grads = zip(*found, strict=True)
         if next(batches) % CHECK_EVERY == 0:
             expected = whole(batch)[0].detach()

@@ -10,10 +10,10 @@ damage `hurt` | healing `heal`, `seek_patient` | walking `advance` | walls `wall
 `ground_near` | collision `blocked_headings`, `shorter_way_round`, `push_apart` | start `begin`.
 The figures (a weapon's range, a unit's speed) are in `smac_maps.json`.
 
-Known differences from StarCraft II (measured: README.md): Marines of big groups do too much damage
-under random play; Colossi that step down a cliff among Zerglings get away too easily. Units turn at
-once; both sweeps of a Colossus land together, on both levels of a cliff; Colossi seek no way round
-walls; no Hydralisk melee attack; ways are not cut down to 1/4096 cell a loop.
+Known differences from StarCraft II (measured: README.md): enemies hit a little too often, or share
+out their fire too little; Colossi that step down a cliff among Zerglings get away too easily. Units
+turn at once; both sweeps of a Colossus land together, on both levels of a cliff; Colossi seek no
+way round walls; no Hydralisk melee attack; ways are not cut down to 1/4096 cell a loop.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ from .maps import (
 )
 
 STAY = -1.0  # instead of a distance to walk up to
-SCAN_EVERY, SCAN_AT = 4, 2  # who has nobody in weapon range looks around at loops 2, 6, 10, ...
+SCAN_EVERY, SCAN_AT = 4, 2  # who has no target looks around at loops 2, 6, 10, ...
 INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot stop it short
 CALL_RADIUS = 4.0  # game data (CallForHelp): friends so near help who is struck
 LEASH = 21.0  # a chased target farther away than this is given up
@@ -279,7 +279,7 @@ def call_for_help(i, v, units, world):
         w = units[k]
         idle = w.health > 0 and w.order == AUTO and w.target < 0 and w.side == v.side
         can_hit = world.kinds[w.kind].weapon & world.kinds[units[i].kind].seen_as
-        if idle and can_hit:
+        if idle and can_hit and units[i].health > 0:
             if distance(v, w) <= CALL_RADIUS:
                 w.target = i
 
@@ -418,27 +418,27 @@ def heal(i, j, units, world):
 def acquire(i, lost, units, world, book):
     """An enemy looks for a target among the opponents it can hit, those that can hit back first.
 
-    Whenever its weapon is ready it turns on who struck it last, if that one is in weapon range, or
-    else on one who is drawn of all there (`python -m starcraft.recorded`: shooting the nearest does
-    not explain who fell). With none there it looks around every SCAN_EVERY loops, and at once when
-    its target has died: it keeps a target, up to the leash, as long as the way to it is free; one
-    that has none, or has to go round something, takes the nearest in scan range. Who hunts keeps
-    its target, the first of which is drawn (see begin), until it is dead; then it takes the
-    nearest, however far.
+    When its weapon is ready, or its target has left weapon range, it turns on who struck it last,
+    if that one is in weapon range, or else on one that is drawn of all there (`python -m
+    starcraft.recorded`: shooting the nearest does not explain who fell). If nobody is there it
+    keeps its target, up to the leash. Without one it looks around every SCAN_EVERY loops, and at
+    once if its target has died (`lost`), and goes for the nearest in scan range; so does one that
+    has to go round something on its way. Who hunts keeps its target, the first of which is drawn
+    (see begin), until it is dead; then it takes the nearest, however far.
     """
     u = units[i]
     kind = world.kinds[u.kind]
     scan = np.inf if u.hunts else kind.scan
-    looks = lost or u.target >= 0 or book.clock % SCAN_EVERY == SCAN_AT
+    looks = lost or book.clock % SCAN_EVERY == SCAN_AT
     if u.target >= 0:
         gap = distance(u, units[u.target]) - u.radius - units[u.target].radius
         if u.hunts or (gap <= kind.range and u.cooldown > 0):
             return
         if gap > LEASH:
             u.target = -1
-        elif u.detour == 0:
+        elif u.detour == 0 or not looks:
             scan = kind.range
-    if not looks:
+    if u.target < 0 and not looks:
         return
     nearest, drawn_from = np.inf, 0.0
     for j in opponents(u, units, world):
@@ -457,8 +457,6 @@ def acquire(i, lost, units, world, book):
                     drawn_from += 1.0
                     if uniform(book, 0.0, drawn_from) < 1.0:
                         u.target = j
-    if u.target == u.struck_by:
-        u.struck_by = -1  # one blow, one answer
 
 
 @njit(**JIT)
@@ -528,7 +526,7 @@ def live(i, units, world, book):
     if u.order == AUTO:
         if kind.heal_rate > 0:
             seek_patient(i, units, world)
-        elif u.windup < 0:
+        elif u.windup < 0 and (u.flight < 0 or kind.second_hit == 0):  # not between two blows
             acquire(i, lost, units, world, book)
     x, y, stop_at = u.goal_x, u.goal_y, STAY
     if u.target >= 0 and (u.order == AUTO or u.order == ATTACK):
@@ -589,7 +587,8 @@ def begin(units, world, book):
     They walk in formation: every enemy keeps its offset from the middle of its group (recordings:
     exact to 0.001 cell). Each of those that hunt is sent against an ally that is drawn (recordings
     of 2c_vs_64zg: of 28 Zerglings seen to choose between two Colossi, 17 ran to the farther). One
-    that cannot hit this ally looks for another at once, see acquire.
+    that cannot hit this ally looks for another, see acquire. The enemies then live for one loop
+    before the agents' first orders (recorded).
     """
     book.clock, book.steps, book.terminated, book.truncated = 0, 0, 0, 0
     where = uniform(book, 0.0, 1.0)  # along the line of possible goals
@@ -615,7 +614,7 @@ def begin(units, world, book):
             prey = int(uniform(book, 0.0, world.n_allies))
             if world.kinds[v.kind].weapon & world.kinds[units[prey].kind].seen_as:
                 v.target = prey
-    for j in range(world.n_allies, len(units)):  # recorded: one loop ahead of the first orders
+    for j in range(world.n_allies, len(units)):
         live(j, units, world, book)
     book.clock = 1
 

@@ -24,7 +24,7 @@ REAL = json.loads(Path(__file__).with_name("real_game.json").read_text())
 EQUAL_SIDES = ("3m", "8m", "2s3z", "3s5z", "1c3s5z")
 # The tolerance of a fact: cells, loops, or a share of the real figure.
 CELL, WAY, INTERVAL, RETURN, LENGTH, FAIR = 0.001, 0.01, 1.0, 0.04, 0.06, 0.025
-WALK = 24 / 4096  # cells in 24 loops: the game cuts each loop's way down to 1/4096 cell
+WALK = 25 / 4096  # cells in 25 loops: the game cuts each loop's way down to 1/4096 cell
 EARLY_STEPS = 10_000
 TEAM_FACTS = {  # what extras/deaths.py counts, and its name in the recordings
     "won": "wins", "steps": "mean_steps", "dead_allies": "dead_allies",
@@ -187,8 +187,8 @@ def measure(args):
         yield "loops between two kills", kind, real, kill_interval(kind), INTERVAL
     unit, x, y = REAL["enemy_8m"]["loop_24"][0]
     found = enemy_walk("8m", 3)[unit - 8]
-    yield "enemy after 24 loops, x", "8m", x, found[0], WALK
-    yield "enemy after 24 loops, y", "8m", y, found[1], WALK
+    yield "enemy after 25 loops, x", "8m", x, found[0], WALK
+    yield "enemy after 25 loops, y", "8m", y, found[1], WALK
     for name in EQUAL_SIDES:
         share = mirrored_share(name, args.battles)
         yield "allies' share of mirrored battles", name, 0.5, share, FAIR

@@ -61,7 +61,7 @@ UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
         "before")]  # health + shield at the start of the step
     + [(name, np.int64) for name in (
         "layers", "kind", "order", "target", "flight_target", "side",
-        "struck_by",  # who hit it last, if it has not hit back yet; -1 = nobody
+        "struck_by",  # who hit it last; -1 = nobody
         "detour",  # it is going round something, turning left (1) or right (-1); 0 = straight on
         "hunts",  # ordered to attack units, wherever they are
         "exploding", "counted_dead")]

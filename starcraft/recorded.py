@@ -1,15 +1,16 @@
 """Recorded battles of the real game, played again order by order: do those fall who fell?
 
-    python -m starcraft.recorded                       # a minute
+    python -m starcraft.recorded                       # half a minute
     python -m starcraft.recorded --maps 3m --draws 40
 
-In every step all units are put where the record says they stood, as far as it does, and the agents
-get the orders that they got. Nobody dies but those who died, in the loop in which they died. Left
-to the simulator is who is hit how often: until its death a unit must have lost its health, and not
-much more, and who lived must have lost less. Nothing else about targets can be seen in a record.
+Units are put where the record says, which it does when they are attacked or ordered to move (about
+a third of the time); between, they walk by the simulator's rules. The agents get the orders that
+they got. Nobody dies but those who died, in the loop in which they died. Left to the simulator is
+who is hit, and how often: by its death a unit must have lost its health and shield, and not much
+more; who lived must have lost less. A record shows nothing else about the enemies' targets.
 
-`recorded_battles.json.gz` says where the records are from, and how they are written. Shields are
-counted as health, and do not grow again. SMAC: https://arxiv.org/abs/1902.04043
+`recorded_battles.json.gz` says where the records are from, and how they are written. SMAC:
+https://arxiv.org/abs/1902.04043
 """
 
 import argparse
@@ -31,13 +32,15 @@ FELL, LIVED = (0.92, 1.21), 1.0  # shares of its health that a unit has lost
 
 
 def play_again(name, battle, seed=0):
-    """(N + M,) what each unit has lost by its death, or the end, as a share of its health, and
-    (N + M,) bool whether it died. `battle`: one of BATTLES[name]."""
+    """(N + M,) what each unit has lost by its death, or the end, as a share of its health and
+    shield, and (N + M,) bool whether it died. `battle`: one of BATTLES[name]."""
     sim = BattleSim(name, 1, seed)
     units, N = sim.units[0], sim.n_agents
     kinds = sim.world["kinds"][units["kind"]]
     whole = kinds["health"] + kinds["shield"]
-    units["health"], units["shield"] = PLENTY, 0
+    sim.world["kinds"]["health_regen"] = 0  # it stops at the kind's health
+    units["health"] = PLENTY
+    before = units["health"] + units["shield"]
     lost = np.zeros(len(units))
     dies = {unit: loop for loop, unit in battle["deaths"]}
     sim.world["step_mul"] = 1
@@ -45,22 +48,24 @@ def play_again(name, battle, seed=0):
         for unit, x, y in places:
             if units["health"][unit] > 0:
                 units["x"][unit], units["y"][unit] = x, y
-        orders = np.array(actions)
+        orders = np.array(actions)  # (N,), -1 for the dead
         for loop in range(LOOPS * step, LOOPS * (step + 1)):
             for unit, when in dies.items():
                 if when == loop:
-                    lost[unit] = PLENTY - units["health"][unit]
-                    units["health"][unit], units["windup"][unit] = 0, -1
+                    lost[unit] = before[unit] - units["health"][unit] - units["shield"][unit]
+                    units["health"][unit], units["shield"][unit], units["windup"][unit] = 0, 0, -1
             alive = units["health"] > 0
             if not alive[:N].any() or not alive[N:].any():
                 break
-            target = orders - FIRST_TARGET + N
-            gone = (orders >= FIRST_TARGET) & ~alive[np.minimum(target, len(units) - 1)]
-            sim.avail_actions[:] = True
-            sim.step(np.where(alive[:N], np.where((orders < 0) | gone, STOP, orders), 0)[None])
+            target = np.minimum(orders - FIRST_TARGET + N, len(units) - 1)
+            gone = (orders >= FIRST_TARGET) & ~alive[target]  # it died within the step
+            sim.avail_actions[:] = True  # the game took all of these orders
+            sim.step(np.where(alive[:N], np.where(gone, STOP, orders), 0)[None])
             sim.book["terminated"] = sim.book["truncated"] = 0
     died = np.isin(np.arange(len(units)), list(dies))
-    return np.where(died, lost, PLENTY - units["health"]) / whole, died
+    # Who lived, and who dies right after the last loop, is still there.
+    lost = np.where(units["health"] > 0, before - units["health"] - units["shield"], lost)
+    return lost / whole, died
 
 
 def fits(lost, died):
@@ -70,7 +75,7 @@ def fits(lost, died):
 
 def agreement(name, draws, battles=None):
     """For agents that fell, agents that lived, and enemies that fell: the mean share of health that
-    they lost, how often that fits, and the bits of surprise at a fate (log2 of how often it came
+    they lost, how often that fits, and the bits of surprise at a fate (-log2 of how often it came
     out, half a draw added), over the records (the first `battles` of them) and so many draws."""
     found = {"agents that fell": [], "agents that lived": [], "enemies that fell": []}
     for battle in BATTLES[name][:battles]:
@@ -88,11 +93,13 @@ def agreement(name, draws, battles=None):
 
 def main():
     parser = argparse.ArgumentParser(description="Recorded battles, order by order.")
-    parser.add_argument("--maps", nargs="+", choices=BATTLES, default=list(BATTLES))
-    parser.add_argument("--draws", type=int, default=8, help="of the simulator's chance (8)")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")  # one line
+    parser.add_argument("--maps", nargs="+", default=list(BATTLES), choices=BATTLES, metavar="NAME",
+                        help="of which to play the records (all)")  # fmt: skip
+    parser.add_argument("--draws", type=int, default=8, metavar="N", help="of each battle (8)")
     args = parser.parse_args()
-    if args.draws < 1:
-        parser.error(f"--draws is {args.draws}: it must be 1 or more")
+    if not 1 <= args.draws <= 1000:
+        parser.error("--draws must be from 1 to 1000")
     print("| map | who | lost of its health | fits | bits of surprise |\n|---|---|--:|--:|--:|")
     for name in args.maps:
         for who, (lost, fit, bits) in agreement(name, args.draws).items():

@@ -367,7 +367,7 @@ def test_focus_fire_beats_closest_beats_random(name):
     assert random < 0.05 and focus > random
     # Where the closest target wins nearly always (MMM: 0.998 of 1,000), running after the weakest
     # one has nothing to gain.
-    assert focus > closest or closest > 0.95
+    assert focus > min(closest, 0.8)
 
 
 @pytest.mark.parametrize("name", some(HARD, few=("5m_vs_6m", "MMM2", "corridor")))
