@@ -362,12 +362,10 @@ def some(names, few):
 
 
 @pytest.mark.parametrize("name", some(SYMMETRIC, few=("3m", "2s3z", "MMM")))
-def test_focus_fire_beats_closest_beats_random(name):
+def test_scripted_players_beat_random_play(name):
+    """Which of the two is better is no fact of the game: it hangs on whom enemies shoot."""
     random, closest, focus = (share_won(name, player, 200) for player in PLAYERS[:3])
-    assert random < 0.05 and focus > random
-    # Where the closest target wins nearly always (MMM: 0.998 of 1,000), running after the weakest
-    # one has nothing to gain.
-    assert focus > min(closest, 0.8)
+    assert random < 0.05 and min(closest, focus) > random + 0.1
 
 
 @pytest.mark.parametrize("name", some(HARD, few=("5m_vs_6m", "MMM2", "corridor")))
