@@ -316,9 +316,10 @@ def test_the_win_rates_over_256_episodes_are_those_of_the_raw_file():
     lines = (plot.ROOT / "results/evaluations.txt").read_text().splitlines()
     rates = {run: win.removeprefix("test_win_rate=") for run, win, *_ in map(str.split, lines)}
     for game_map in ("3m", "2s3z", "3s5z"):
-        ten = ", ".join(rates[f"{game_map}_s{seed}"] for seed in range(11, 21))
-        assert f"- {game_map}, seeds 11 to 20: {ten}.\n" in page
+        runs = sorted(path.name for path in (plot.ROOT / "results").glob(f"{game_map}_s*"))
+        seeds = f"seeds {runs[0].split('_s')[1]} to {runs[-1].split('_s')[1]}"
+        assert f"- {game_map}, {seeds}: {', '.join(rates[run] for run in runs)}.\n" in page
     maps = {run: rate for run, rate in rates.items() if run.startswith("maps/")}
-    assert len(maps) == 5
+    assert len(maps) == len(list((plot.ROOT / "results/maps").iterdir())) == 6
     for run, rate in maps.items():
         assert f"{run.removeprefix('maps/').removesuffix('_s1')} {rate}" in page
