@@ -82,7 +82,10 @@ def open_team(folder, policy, map_name):
 
 
 def make_sim(flags, seed):
-    return make_env("sim", flags.map, 1, seed, **dict(flags.env_args))
+    """One battle, begun anew, as tests begin: so it is what a test with this seed plays first."""
+    sim = make_env("sim", flags.map, 1, seed, **dict(flags.env_args))
+    sim.reset()
+    return sim
 
 
 # ---- Playing and recording -------------------------------------------
@@ -194,7 +197,8 @@ def events(frames, world):
             dies = now["health"] <= 0
             if kind["heal_rate"] > 0 and now["energy"] < before["energy"] and not dies:
                 found.append(["heal", t, t, i, int(now["target"])])
-            raised = before["windup"] >= 0 and (not dies or now["flight"] >= 0)
+            # The cooldown of who died before its turn stands still.
+            raised = 0 <= before["windup"] <= 1 and now["cooldown"] < before["cooldown"]
             raised |= now["cooldown"] > before["cooldown"]
             if raised and now["windup"] < 0 and now["cooldown"] > 0 and not shoots:
                 found.append(["blow", t, t + 2, i, int(now["target"])])
