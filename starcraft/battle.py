@@ -275,11 +275,13 @@ def push_apart(units, world):
 @njit(**JIT)
 def call_for_help(i, v, units, world):
     """Unit v was struck by unit i: who of its side has no target and stands near v turns on i."""
+    if units[i].health <= 0:
+        return
     for k in range(len(units)):
         w = units[k]
         idle = w.health > 0 and w.order == AUTO and w.target < 0 and w.side == v.side
         can_hit = world.kinds[w.kind].weapon & world.kinds[units[i].kind].seen_as
-        if idle and can_hit and units[i].health > 0:
+        if idle and can_hit:
             if distance(v, w) <= CALL_RADIUS:
                 w.target = i
 

@@ -41,7 +41,7 @@ def play_again(name, battle, seed=0):
     sim.world["kinds"]["health_regen"] = 0  # it stops at the kind's health
     units["health"] = PLENTY
     before = units["health"] + units["shield"]
-    lost = np.zeros(len(units))
+    left = before.copy()  # of those who died, by then
     dies = {unit: loop for loop, unit in battle["deaths"]}
     sim.world["step_mul"] = 1
     for step, (actions, places) in enumerate(zip(battle["actions"], battle["places"], strict=True)):
@@ -52,7 +52,7 @@ def play_again(name, battle, seed=0):
         for loop in range(LOOPS * step, LOOPS * (step + 1)):
             for unit, when in dies.items():
                 if when == loop:
-                    lost[unit] = before[unit] - units["health"][unit] - units["shield"][unit]
+                    left[unit] = units["health"][unit] + units["shield"][unit]
                     units["health"][unit], units["shield"][unit], units["windup"][unit] = 0, 0, -1
             alive = units["health"] > 0
             if not alive[:N].any() or not alive[N:].any():
@@ -64,8 +64,8 @@ def play_again(name, battle, seed=0):
             sim.book["terminated"] = sim.book["truncated"] = 0
     died = np.isin(np.arange(len(units)), list(dies))
     # Who lived, and who dies right after the last loop, is still there.
-    lost = np.where(units["health"] > 0, before - units["health"] - units["shield"], lost)
-    return lost / whole, died
+    left = np.where(units["health"] > 0, units["health"] + units["shield"], left)
+    return (before - left) / whole, died
 
 
 def fits(lost, died):

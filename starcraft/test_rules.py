@@ -7,7 +7,9 @@ N agents, M enemies. Rows of place_units: x, y, health, shield, energy, weapon c
 
 import numpy as np
 import pytest
+from numba import njit
 
+from . import battle
 from .interface import judge
 from .maps import FIRST_TARGET, MAPS, NO_OP, OVERLAP, STOP, UNIT
 from .simulator import BattleSim
@@ -68,6 +70,33 @@ def test_a_crowd_parts_pair_by_pair():
                 places[j] += (reach - far) / (2 * far) * apart
     assert np.abs(places - np.array(ally)[:, :2]).max() > 0.1
     np.testing.assert_allclose(np.stack([units["x"], units["y"]], 1)[:3], places, atol=1e-12)
+
+
+def test_between_its_two_blows_a_zealot_keeps_its_target():
+    """One agent has stepped out of its reach, another stands in it."""
+    sim = BattleSim("2s3z", terrain=np.ones((32, 32), bool))
+    units, N = sim.units[0], sim.n_agents
+    zealot = units[N + 2]  # its reach is 0.1 cells from body to body, 1.1 for the second blow
+    zealot["x"], zealot["y"], zealot["target"], zealot["flight_target"] = 16, 16, 2, 2
+    zealot["flight"], zealot["cooldown"] = 3, 15
+    units["x"][2:4], units["y"][2:4] = (17.5, 15), 16
+    sim.world["step_mul"] = 1
+    sim.avail_actions[:, :, STOP] = True
+    sim.step(np.full((1, N), STOP))
+    assert zealot["flight"] == 2 and zealot["target"] == 2
+
+
+@njit
+def hit(i, j, units, world):
+    battle.hurt(i, j, units, world)
+
+
+@pytest.mark.parametrize(("health", "target"), [(45, 0), (0, -1)])
+def test_friends_turn_on_a_striker_if_it_lives(health, target):
+    sim = BattleSim("3m")
+    sim.units["health"][0, 0] = health
+    hit(0, 3, sim.units[0], sim.world)
+    assert sim.units["target"][0, 4] == target
 
 
 STALKER = [[10, 16, 80, 80, 0, 0], GONE, GONE]
