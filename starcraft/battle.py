@@ -10,8 +10,8 @@ damage `hurt` | healing `heal`, `seek_patient` | walking `advance` | walls `wall
 `ground_near` | collision `blocked_headings`, `shorter_way_round`, `push_apart` | start `begin`.
 The figures (a weapon's range, a unit's speed) are in `smac_maps.json`.
 
-Known differences from StarCraft II (measured: README.md): enemies hit a little too often, or share
-out their fire too little; Colossi that step down a cliff among Zerglings get away too easily. Units
+Known differences from StarCraft II (measured: README.md): agents that live lose a little too much
+health; Colossi that step down a cliff among Zerglings get away too easily. Units
 turn at once; both sweeps of a Colossus land together, on both levels of a cliff; Colossi seek no
 way round walls; no Hydralisk melee attack; ways are not cut down to 1/4096 cell a loop.
 """
@@ -301,7 +301,6 @@ def hurt(i, j, units, world):
     absorbed = min(v.shield, damage)
     v.shield -= absorbed
     v.unhurt = 0.0
-    v.struck_by = i
     if damage > absorbed:
         v.health -= max(damage - absorbed - victim.armor, 0.5)
     if v.health <= 0:
@@ -357,7 +356,7 @@ def release(i, j, units, world):
     """The wind-up is over: explode, shoot, or hit at once."""
     u, v = units[i], units[j]
     kind = world.kinds[u.kind]
-    u.windup = -1.0
+    u.windup, u.recovers = -1.0, kind.backswing
     if kind.suicide:
         die(i, units, world)
     elif kind.missile_speed > 0 or kind.flight > 0:
@@ -417,21 +416,21 @@ def heal(i, j, units, world):
 
 
 @njit(**JIT)
-def acquire(i, lost, units, world, book):
+def acquire(i, units, world, book):
     """An enemy looks for a target among the opponents it can hit, those that can hit back first.
 
-    When its weapon is ready, or its target has left weapon range, it turns on who struck it last,
-    if that one is in weapon range, or else on one that is drawn of all there (`python -m
-    starcraft.recorded`: shooting the nearest does not explain who fell). If nobody is there it
-    keeps its target, up to the leash. Without one it looks around every SCAN_EVERY loops, and at
-    once if its target has died (`lost`), and goes for the nearest in scan range; so does one that
-    has to go round something on its way. Who hunts keeps its target, the first of which is drawn
-    (see begin), until it is dead; then it takes the nearest, however far.
+    When its weapon is ready, or its target has left weapon range, it looks at those in weapon
+    range: who attack it come first, then the target it has, and among equals it draws (`python -m
+    starcraft.recorded`: so it aims most often at whom it killed). If nobody is there it keeps its
+    target, up to the leash. Without one it looks around every SCAN_EVERY loops, and goes for one in
+    weapon range, or else for the nearest in scan range; so does one that has to go round something
+    on its way. Who hunts keeps its target, the first of which is drawn (see begin), until it is
+    dead; then it takes the nearest, however far.
     """
     u = units[i]
     kind = world.kinds[u.kind]
     scan = np.inf if u.hunts else kind.scan
-    looks = lost or book.clock % SCAN_EVERY == SCAN_AT
+    looks = book.clock % SCAN_EVERY == SCAN_AT
     if u.target >= 0:
         gap = distance(u, units[u.target]) - u.radius - units[u.target].radius
         if u.hunts or (gap <= kind.range and u.cooldown > 0):
@@ -442,15 +441,15 @@ def acquire(i, lost, units, world, book):
             scan = kind.range
     if u.target < 0 and not looks:
         return
-    nearest, drawn_from = np.inf, 0.0
+    nearest, drawn_from, kept = np.inf, 0.0, u.target
     for j in opponents(u, units, world):
         v = units[j]
         if v.health > 0 and kind.weapon & world.kinds[v.kind].seen_as:
             gap = distance(u, v) - u.radius - v.radius
             if gap <= scan:
                 gap = max(gap - kind.range, 0.0)  # all in weapon range are equally near
-                if gap == 0.0 and j == u.struck_by:
-                    gap = -1.0
+                if gap == 0.0:
+                    gap -= 2.0 * (v.target == i) + 1.0 * (j == kept)
                 if not world.kinds[v.kind].threatens:
                     gap += 1000.0
                 if gap < nearest:
@@ -507,6 +506,8 @@ def live(i, units, world, book):
         return
     if u.cooldown > 0:
         u.cooldown -= 1.0
+    if u.recovers > 0:
+        u.recovers -= 1.0
     u.unhurt += 1.0
     u.heading_x = u.heading_y = 0.0
     if u.shield < kind.shield and u.unhurt > kind.shield_delay:
@@ -516,11 +517,10 @@ def live(i, units, world, book):
     if kind.energy_regen > 0:
         u.energy = min(u.energy + kind.energy_regen, kind.energy_max)
 
-    lost = u.target >= 0 and units[u.target].health <= 0
-    if lost:
+    if u.target >= 0 and units[u.target].health <= 0:
         if u.windup >= 0:  # the attack never happened: the weapon is ready
             u.windup, u.cooldown = -1.0, 0.0
-        u.target = -1
+        u.target, u.recovers = -1, 0.0
         if kind.second_hit > 0:
             u.flight = -1.0
         if u.order == ATTACK:
@@ -529,7 +529,7 @@ def live(i, units, world, book):
         if kind.heal_rate > 0:
             seek_patient(i, units, world)
         elif u.windup < 0 and (u.flight < 0 or kind.second_hit == 0):  # not between two blows
-            acquire(i, lost, units, world, book)
+            acquire(i, units, world, book)
     x, y, stop_at = u.goal_x, u.goal_y, STAY
     if u.target >= 0 and (u.order == AUTO or u.order == ATTACK):
         x, y = units[u.target].x, units[u.target].y
@@ -541,8 +541,14 @@ def live(i, units, world, book):
         stop_at = 0.0
     else:
         u.speed = 0.0
-    if stop_at != STAY:
+    if stop_at != STAY and u.recovers <= 0:
         advance(i, x, y, stop_at, units, world)
+    if kind.fires_at_will and (u.order == HOLD or u.order == MOVE):
+        if u.heading_x == 0 and u.heading_y == 0:  # it stands: see Colossus in smac_maps.json
+            if u.windup < 0:
+                acquire(i, units, world, book)
+            if u.target >= 0:
+                fight(i, u.target, units, world, book)
 
 
 @njit(**JIT)
@@ -568,7 +574,9 @@ def give_orders(units, actions, world):
                 u.windup, u.cooldown = -1.0, 0.0
             if kind.second_hit > 0:
                 u.flight = -1.0
-        u.target = target
+        if target >= 0 and target != u.target and u.flight > kind.burn > 0:
+            u.flight = -1.0  # the beam turns away before it has touched anybody
+        u.target, u.recovers = target, 0.0
         if target >= 0:
             u.order = ATTACK
         elif action == STOP:

@@ -41,12 +41,12 @@ KIND = np.dtype(  # one row per unit type; distances in cells, times in game loo
         "health", "shield", "armor", "health_regen", "shield_regen", "shield_delay",
         "energy", "energy_max", "energy_regen", "speed", "acceleration", "radius", "body", "margin",
         "damage", "bonus_light", "bonus_armored", "range", "slop", "scan", "period",
-        "damage_point", "missile_speed", "flight", "second_hit", "line_length", "line_width",
-        "blast_radius", "heal_rate", "heal_cost", "heal_range", "heal_scan", "heal_min_energy",
-        "cooldown_max")]
+        "damage_point", "backswing", "missile_speed", "flight", "second_hit", "line_length",
+        "line_width", "blast_radius", "heal_rate", "heal_cost", "heal_range", "heal_scan",
+        "heal_min_energy", "burn", "cooldown_max")]
     + [(name, np.int64) for name in (
         "hits", "layers", "seen_as", "weapon", "light", "armored", "biological", "threatens",
-        "walks_cliffs", "suicide", "ally_bit", "enemy_bit")]
+        "walks_cliffs", "suicide", "fires_at_will", "ally_bit", "enemy_bit")]
 )  # fmt: skip
 
 UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
@@ -55,13 +55,13 @@ UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
         "speed",  # cells per loop, now
         "unhurt",  # loops since the last damage
         "windup",  # loops until the raised weapon hits or fires; -1 = not raised
+        "recovers",  # loops for which it does not walk after a shot
         "flight",  # loops until the shot (or second hit) lands; -1 = none under way
         "goal_x", "goal_y",
         "heading_x", "heading_y",  # the direction in which it walked last; 0, 0 = it stood
         "before")]  # health + shield at the start of the step
     + [(name, np.int64) for name in (
         "layers", "kind", "order", "target", "flight_target", "side",
-        "struck_by",  # who hit it last; -1 = nobody
         "detour",  # it is going round something, turning left (1) or right (-1); 0 = straight on
         "hunts",  # ordered to attack units, wherever they are
         "exploding", "counted_dead")]
@@ -107,8 +107,10 @@ def kind_table(facts, names):
         kind["scan"] = kind["range"] if rooted else weapon.get("min_scan_range", 0)
         kind["period"] = weapon.get("period", 0) * LOOPS_PER_SECOND
         kind["damage_point"] = weapon.get("damage_point", 0) * LOOPS_PER_SECOND
+        kind["backswing"] = weapon.get("backswing", 0) * LOOPS_PER_SECOND
         kind["missile_speed"] = weapon.get("missile_speed", 0) / LOOPS_PER_SECOND
         kind["flight"] = weapon.get("flight_time", 0) * LOOPS_PER_SECOND
+        kind["burn"] = weapon.get("burn", 0) * LOOPS_PER_SECOND
         kind["second_hit"] = weapon.get("second_hit_delay", 0) * LOOPS_PER_SECOND
         kind["hits"] = 1 if kind["second_hit"] else weapon.get("hits", 0)
         kind["line_length"], kind["line_width"] = (
@@ -117,6 +119,7 @@ def kind_table(facts, names):
         )
         kind["blast_radius"] = splash.get("radius", 0)
         kind["suicide"] = weapon.get("suicide", False)
+        kind["fires_at_will"] = weapon.get("fires_at_will", False)
         kind["weapon"] = sum({"ground": GROUND, "air": AIR}[t] for t in weapon.get("targets", ()))
         seen_as = fact.get("targetable_as", [fact["plane"]])
         kind["seen_as"] = sum({"ground": GROUND, "air": AIR}[t] for t in seen_as)

@@ -7,7 +7,7 @@ Units are put where the record says, which it does when they are attacked or ord
 a third of the time); between, they walk by the simulator's rules. The agents get the orders that
 they got. Nobody dies but those who died, in the loop in which they died. Left to the simulator is
 who is hit, and how often: by its death a unit must have lost its health and shield, and not much
-more; who lived must have lost less. A record shows nothing else about the enemies' targets.
+more; who lived must have lost less; and who killed it must have been aiming at it.
 
 `recorded_battles.json.gz` says where the records are from, and how they are written. SMAC:
 https://arxiv.org/abs/1902.04043
@@ -33,7 +33,8 @@ FELL, LIVED = (0.92, 1.21), 1.0  # shares of its health that a unit has lost
 
 def play_again(name, battle, seed=0):
     """(N + M,) what each unit has lost by its death, or the end, as a share of its health and
-    shield, and (N + M,) bool whether it died. `battle`: one of BATTLES[name]."""
+    shield, (N + M,) bool whether it died, and (N + M,) whether its killer was aiming at it then: 1,
+    0, or NaN where there was none. `battle`: one of BATTLES[name]."""
     sim = BattleSim(name, 1, seed)
     units, N = sim.units[0], sim.n_agents
     kinds = sim.world["kinds"][units["kind"]]
@@ -41,8 +42,8 @@ def play_again(name, battle, seed=0):
     sim.world["kinds"]["health_regen"] = 0  # it stops at the kind's health
     units["health"] = PLENTY
     before = units["health"] + units["shield"]
-    left = before.copy()  # of those who died, by then
-    dies = {unit: loop for loop, unit in battle["deaths"]}
+    left, aimed = before.copy(), np.full(len(units), np.nan)  # of those who died, by then
+    dies = {unit: (loop, killer) for loop, unit, killer in battle["deaths"]}
     sim.world["step_mul"] = 1
     for step, (actions, places) in enumerate(zip(battle["actions"], battle["places"], strict=True)):
         for unit, x, y in places:
@@ -50,8 +51,9 @@ def play_again(name, battle, seed=0):
                 units["x"][unit], units["y"][unit] = x, y
         orders = np.array(actions)  # (N,), -1 for the dead
         for loop in range(LOOPS * step, LOOPS * (step + 1)):
-            for unit, when in dies.items():
+            for unit, (when, killer) in dies.items():
                 if when == loop:
+                    aimed[unit] = units["target"][killer] == unit
                     left[unit] = units["health"][unit] + units["shield"][unit]
                     units["health"][unit], units["shield"][unit], units["windup"][unit] = 0, 0, -1
             alive = units["health"] > 0
@@ -65,7 +67,10 @@ def play_again(name, battle, seed=0):
     died = np.isin(np.arange(len(units)), list(dies))
     # Who lived, and who dies right after the last loop, is still there.
     left = np.where(units["health"] > 0, units["health"] + units["shield"], left)
-    return (before - left) / whole, died
+    for unit, (_, killer) in dies.items():
+        if units["health"][unit] > 0:
+            aimed[unit] = units["target"][killer] == unit
+    return (before - left) / whole, died, aimed
 
 
 def fits(lost, died):
@@ -75,16 +80,18 @@ def fits(lost, died):
 
 def agreement(name, draws, battles=None):
     """For agents that fell, agents that lived, and enemies that fell: the mean share of health that
-    they lost, how often that fits, and the bits of surprise at a fate (-log2 of how often it came
-    out, half a draw added), over the records (the first `battles` of them) and so many draws."""
+    they lost, how often that fits, the bits of surprise at a fate (-log2 of how often it came out,
+    half a draw added), and how often the killer was aiming at its victim, over the records (the
+    first `battles` of them) and so many draws."""
     found = {"agents that fell": [], "agents that lived": [], "enemies that fell": []}
     for battle in BATTLES[name][:battles]:
         played = [play_again(name, battle, seed) for seed in range(draws)]
-        lost = np.mean([lost for lost, _ in played], axis=0)
-        fit = np.mean([fits(*one) for one in played], axis=0)
+        lost = np.mean([lost for lost, *_ in played], axis=0)
+        fit = np.mean([fits(lost, died) for lost, died, _ in played], axis=0)
+        aimed = np.mean([aimed for *_, aimed in played], axis=0)
         bits = -np.log2((fit * draws + 0.5) / (draws + 1))
         died, agents = played[0][1], np.arange(len(lost)) < len(battle["actions"][0])
-        rows = np.stack((lost, fit, bits), 1)
+        rows = np.stack((lost, fit, bits, aimed), 1)
         found["agents that fell"].extend(rows[agents & died])
         found["agents that lived"].extend(rows[agents & ~died])
         found["enemies that fell"].extend(rows[~agents & died])
@@ -100,10 +107,12 @@ def main():
     args = parser.parse_args()
     if not 1 <= args.draws <= 1000:
         parser.error("--draws must be from 1 to 1000")
-    print("| map | who | lost of its health | fits | bits of surprise |\n|---|---|--:|--:|--:|")
+    print("| map | who | lost of its health | fits | bits of surprise | killer aimed at it |")
+    print("|---|---|--:|--:|--:|--:|")
     for name in args.maps:
-        for who, (lost, fit, bits) in agreement(name, args.draws).items():
-            print(f"| {name} | {who} | {lost:.2f} | {fit:.0%} | {bits:.2f} |", flush=True)
+        for who, (lost, fit, bits, aimed) in agreement(name, args.draws).items():
+            shown = "" if np.isnan(aimed) else f"{aimed:.0%}"
+            print(f"| {name} | {who} | {lost:.2f} | {fit:.0%} | {bits:.2f} | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -361,7 +361,7 @@ class BattleSim:
         for field in ("health", "shield", "energy", "body", "radius", "layers"):
             units[field] = kinds[field]
         units["order"], units["side"] = (HOLD, 0) if side == "ally" else (AUTO, 1)
-        for field in ("target", "struck_by", "windup", "flight", "goal_x", "goal_y"):
+        for field in ("target", "windup", "flight", "goal_x", "goal_y"):
             units[field] = -1
         return units
 
@@ -516,7 +516,6 @@ class BattleSim:
             "order": (HOLD, AUTO),
             "target": (-1, last),
             "flight_target": (-1, last),
-            "struck_by": (-1, last),
             "side": (side, side),
             "detour": (-1, 1),
         }

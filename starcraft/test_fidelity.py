@@ -29,7 +29,7 @@ from .fidelity import (
     start_error,
     way,
 )
-from .maps import AUTO, FIRST_TARGET, MAPS, STOP, read_terrain, unit_facts
+from .maps import AUTO, EAST, FIRST_TARGET, HOLD, MAPS, STOP, WEST, read_terrain, unit_facts
 from .simulator import BattleSim
 
 POSITIONS = REAL["start_positions"]
@@ -124,7 +124,7 @@ def marines(battles, ally_x, enemy_x):
     return sim
 
 
-def test_an_enemy_draws_whom_it_shoots_of_those_in_weapon_range():
+def test_an_enemy_draws_a_target_in_weapon_range_and_keeps_it():
     """Recorded on 3m: three enemies shoot 14 times at a team that stands still before one ally has
     fallen (battle 1), which they could not if all shot the nearest."""
     sim = marines(500, 12.0, 16.0)
@@ -133,29 +133,58 @@ def test_an_enemy_draws_whom_it_shoots_of_those_in_weapon_range():
     taken = 1e6 - sim.units["health"][:, :3]
     shots = taken.sum() / 6
     assert shots == pytest.approx(500 * 96 / 14.3, rel=0.1)
-    np.testing.assert_allclose(taken.sum(0) / taken.sum(), 1 / 3, atol=0.03)  # 4 sd
-    assert taken.std(1).mean() < 0.3 * taken.sum(1).mean()  # 0.47: each kept its first ally
+    np.testing.assert_allclose(taken.sum(0) / taken.sum(), 1 / 3, atol=0.08)  # 4 sd
+    assert ((taken > 0).sum(1) == 1).all()
 
 
-def test_an_enemy_answers_who_struck_it_before_it_draws():
-    """Two Marines of three shoot at it: it shoots back at them, and not at the third."""
+def test_an_enemy_turns_on_one_of_its_attackers():
+    """Two Marines of three shoot at it: it shoots back at one of them, and keeps to that one. Then
+    the third takes over, and it turns on that one."""
     sim = marines(200, 12.0, 16.0)
     sim.units["health"][:, 3] = 1e6
-    for _ in range(12):
-        sim.avail_actions[:, :, FIRST_TARGET] = True  # as units stand, not as created
-        sim.step(np.full((200, 3), (FIRST_TARGET, STOP, FIRST_TARGET)))
-    taken = (1e6 - sim.units["health"][:, :3]).sum(0)
-    first, second, third = taken / taken.sum()
-    assert second < 0.1 < 0.2 < min(first, third)  # 0.1: the first shot, before it was struck
+
+    def losses(actions, steps):
+        before = sim.units["health"][:, :3].copy()
+        for _ in range(steps):
+            sim.avail_actions[:, :, FIRST_TARGET] = True  # as units stand, not as created
+            sim.step(np.full((200, 3), actions))
+        return before - sim.units["health"][:, :3]
+
+    losses((FIRST_TARGET, STOP, FIRST_TARGET), 2)  # its first shot may have been raised before
+    first, second, third = losses((FIRST_TARGET, STOP, FIRST_TARGET), 10).T
+    assert (second == 0).all() and (np.minimum(first, third) == 0).all()
+    assert 0.2 < (first > 0).mean() < 0.9  # the first of them to strike is the likelier one
+    losses((STOP, FIRST_TARGET, STOP), 2)
+    first, second, third = losses((STOP, FIRST_TARGET, STOP), 10).T
+    assert (first + third == 0).all() and (second > 0).all()
 
 
-@pytest.mark.parametrize(("name", "bits"), [("8m", 3.1), ("2s3z", 2.7)])
-def test_recorded_orders_lead_to_recorded_deaths(name, bits):
-    """Bits of surprise at agents that fell in 12 battles: halfway between 2.3 and 1.6, as it is,
-    and 4.0 and 3.8, where enemies shoot the nearest. What agents do to enemies is known better."""
+@pytest.mark.parametrize(("name", "bits", "aimed"), [("8m", 3.2, 0.5), ("2s3z", 3.2, 0.53)])
+def test_recorded_orders_lead_to_recorded_deaths(name, bits, aimed):
+    """Of agents that fell in 12 battles: bits of surprise, and how often the killer was aiming at
+    its victim. The bounds are halfway between 2.5 and 2.7 bits, 62 % and 66 %, as it is, and 4.0
+    and 3.8, 33 % and 40 %, where enemies shoot the nearest. What agents do to enemies is known
+    better."""
     found = recorded.agreement(name, draws=8, battles=12)
-    assert found["agents that fell"][2] < bits
+    assert found["agents that fell"][2] < bits and found["agents that fell"][3] > aimed
     assert found["enemies that fell"][0] == pytest.approx(1.03, abs=0.06)
+    assert found["enemies that fell"][3] > 0.95
+
+
+@pytest.mark.parametrize(("kind", "loops"), [("Marine", 12), ("Marauder", 0), ("Stalker", 8)])
+def test_an_enemy_stands_for_its_backswing_before_it_walks(kind, loops):
+    """Whom it shot at has walked out of its range."""
+    sim = lone_unit("Zealot", kind, x=14.0)
+    sim.world["step_mul"] = 1
+    enemy, ally = sim.units[0, 2], sim.units[0, 0]
+    enemy["order"], enemy["target"] = AUTO, 0
+    while enemy["cooldown"] <= 0 or enemy["windup"] >= 0:  # until it has shot
+        sim.step(np.array([[STOP, 0]]))
+    ally["x"], x, stood = 3.0, enemy["x"], -1
+    while enemy["x"] == x:
+        sim.step(np.array([[STOP, 0]]))
+        stood += 1
+    assert stood == loops - (loops > 0)  # the loop of the shot is the first
 
 
 def test_enemies_look_around_every_fourth_loop():
@@ -172,16 +201,57 @@ def test_enemies_look_around_every_fourth_loop():
     assert len(found) > 1 and {looked % 4 for looked in found} == {2}
 
 
-def test_an_enemy_that_lost_its_target_looks_for_another_at_once():
+def test_an_enemy_that_lost_its_target_walks_at_once():
+    """It has just shot: its backswing ends with its target, and it goes on to its goal."""
     sim = marines(1, 12.0, 16.0)
-    sim.step(np.full((1, 3), STOP))
-    target = sim.units["target"][0, 3]
-    sim.units["health"][0, target] = 0
-    sim.avail_actions[0, :, 0] = dead = np.arange(3) == target
     sim.world["step_mul"] = 1
-    for _ in range(4):
-        sim.step(np.where(dead, 0, STOP)[None])
-        assert sim.units["target"][0, 3] in {0, 1, 2} - {target}
+    while sim.units["recovers"][0, 3] <= 0:
+        sim.step(np.full((1, 3), STOP))
+    x = sim.units["x"][0, 3]
+    sim.units["x"][0, :3] = 25.0  # nobody else is near
+    sim.units["health"][0, sim.units["target"][0, 3]] = 0
+    sim.avail_actions[0, :, 0] = dead = sim.units["health"][0, :3] <= 0
+    sim.step(np.where(dead, 0, STOP)[None])
+    assert sim.units["x"][0, 3] == pytest.approx(x - 2.25 / 16)
+
+
+@pytest.mark.parametrize(("kind", "fires"), [("Colossus", True), ("Stalker", False)])
+def test_a_colossus_that_stands_fires_without_an_order(kind, fires):
+    """Recorded on 2c_vs_64zg: 56 kills in 53 steps after two orders to stop; no other type of agent
+    kills without an order to attack. One that walks does not fire, one that a wall holds does."""
+    sim = lone_unit(kind, "Zealot")
+    units, lost = sim.units[0], []
+    for action, x in ((STOP, 16.0), (EAST, 8.0), (WEST, 1.0)):
+        units["x"][0], before = x, units["health"][2]
+        for _ in range(6):
+            units["x"][2] = units["x"][0] + 4
+            sim.avail_actions[:] = True
+            sim.step(np.array([[action, 0]]))
+        lost.append(before - units["health"][2])
+    assert [points > 0 for points in lost] == [fires, False, fires]
+
+
+@pytest.mark.parametrize(
+    ("action", "loops", "hurt"),
+    [(FIRST_TARGET, 40, 8), (FIRST_TARGET + 1, 4, None), (FIRST_TARGET + 1, 5, 8), (EAST, 4, 8),
+     (STOP, 4, 8)],
+)  # fmt: skip
+def test_a_new_target_turns_a_beam_away(action, loops, hurt):
+    """Recorded on 2c_vs_64zg: the first target dies 8 loops after the order. Here another one comes
+    after `loops`; the shot leaves after 2, and touches its target after 4."""
+    sim = BattleSim("3s_vs_3z", terrain=OPEN, step_mul=1)
+    zealots = [[16, 14, 100, 50, 0, 0], [12, 18, 100, 50, 0, 0], [16, 30, 100, 50, 0, 0]]
+    colossus = [[12, 14, 200, 150, 0, 0], [2, 2, 80, 80, 0, 0], [2, 4, 80, 80, 0, 0]]
+    sim.place_units(0, colossus, zealots, ally_types=["Colossus", "Stalker", "Stalker"])
+    units, found = sim.units[0], None
+    units["order"][3:] = HOLD
+    for loop in range(20):
+        sim.avail_actions[:] = True
+        sim.step(np.array([[FIRST_TARGET if loop < loops else action, STOP, STOP]]))
+        if units["shield"][3] < 50:
+            found = loop
+            break
+    assert found == hurt
 
 
 @pytest.mark.parametrize("kind", ["Stalker", "Marauder"])

@@ -11,7 +11,7 @@ from numba import njit
 
 from . import battle
 from .interface import judge
-from .maps import FIRST_TARGET, MAPS, NO_OP, OVERLAP, STOP, UNIT
+from .maps import EAST, FIRST_TARGET, MAPS, NO_OP, OVERLAP, STOP, UNIT
 from .simulator import BattleSim
 
 GONE = [0, 0, 0, 0, 0, 0]
@@ -115,6 +115,21 @@ def test_an_order_that_breaks_off_an_attack_leaves_the_weapon_ready(other):
     else:  # it has begun again, on the other one
         assert second["target"][0] == 4 and second["cooldown"][0] >= first["cooldown"][0] - 3
     assert (second["health"] + second["shield"])[3] == 150, "the shot never came"
+
+
+def test_an_order_ends_a_backswing():
+    """The Stalker has shot, and is sent east in the next loop: it walks at once."""
+    shots = []
+
+    def actions(_):
+        return [FIRST_TARGET if not shots else EAST, NO_OP, NO_OP]
+
+    for units in fight("3s_vs_3z", STALKER, ZEALOTS, actions, 20):
+        if shots:
+            break
+        if units["recovers"][0] > 0:
+            shots.append(units["x"][0])
+    assert units["x"][0] == pytest.approx(shots[0] + 2.9531 / 16, abs=1e-4)
 
 
 def test_the_second_blow_of_a_zealot_falls_with_its_victim():
