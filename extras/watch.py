@@ -189,7 +189,8 @@ def events(frames, world):
                 since = t if since is None else since
             elif since is not None:
                 what, first = ("shot", since) if shoots else ("blow", t)
-                if shoots or now["health"] > 0:  # who is dead lands no second blow
+                # Who is dead lands no second blow; one that was broken off never lands.
+                if before["flight"] <= 1 and (shoots or now["health"] > 0):
                     found.append([what, first, t, i, int(before["flight_target"])])
                 since = None
             if before["health"] <= 0 or now["target"] < 0:

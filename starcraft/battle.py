@@ -5,15 +5,17 @@ Units, weapons, maps and terrain are data, in `smac_maps.json`. Everything here 
 at once and shows them as SMAC does (https://arxiv.org/abs/1902.04043). 16 loops are a second,
 8 loops one environment step.
 
-Find a rule: orders `give_orders` | targets `acquire` | attacking `fight`, `release`, `strike` |
-damage `hurt` | healing `heal`, `seek_patient` | walking `advance` | walls `wall`, `room_ahead`,
-`ground_near` | collision `blocked_headings`, `shorter_way_round`, `push_apart` | start `begin`.
+Find a rule: orders `give_orders` | targets `acquire` | attacking `fight`, `release`, `strike`,
+`fire_at_will` | standing after a shot `live` (`recovers`) | damage `hurt` | healing `heal`,
+`seek_patient` | walking `advance` | walls `wall`, `room_ahead`, `ground_near` | collision
+`blocked_headings`, `shorter_way_round`, `push_apart` | start `begin`.
 The figures (a weapon's range, a unit's speed) are in `smac_maps.json`.
 
-Known differences from StarCraft II (measured: README.md): agents that live lose a little too much
-health; Colossi that step down a cliff among Zerglings get away too easily. Units
-turn at once; both sweeps of a Colossus land together, on both levels of a cliff; Colossi seek no
-way round walls; no Hydralisk melee attack; ways are not cut down to 1/4096 cell a loop.
+Known differences from StarCraft II (measured: README.md): agents that live lose too much health, so
+enemies hit too often or share out their fire too little; Colossi that step down a cliff among
+Zerglings get away too easily. Units turn at once; both sweeps of a Colossus land together, on both
+levels of a cliff, and a beam that is turned away spares all or nobody; Colossi seek no way round
+walls; no Hydralisk melee attack; ways are not cut down to 1/4096 cell a loop.
 """
 
 import numpy as np
@@ -420,16 +422,17 @@ def acquire(i, units, world, book):
     """An enemy looks for a target among the opponents it can hit, those that can hit back first.
 
     When its weapon is ready, or its target has left weapon range, it looks at those in weapon
-    range: who attack it come first, then the target it has, and among equals it draws (`python -m
-    starcraft.recorded`: so it aims most often at whom it killed). If nobody is there it keeps its
-    target, up to the leash. Without one it looks around every SCAN_EVERY loops, and goes for one in
-    weapon range, or else for the nearest in scan range; so does one that has to go round something
-    on its way. Who hunts keeps its target, the first of which is drawn (see begin), until it is
-    dead; then it takes the nearest, however far.
+    range: first come those that have it as their own target, then the target it has, and among
+    equals it draws (`python -m starcraft.recorded` counts how often that is the one it killed). If
+    nobody is there it keeps its target, up to the leash. Without one, also after its target has
+    died, it looks around every SCAN_EVERY loops as far as it sees (`scan`), for one in weapon
+    range, or else for the nearest; so does one that has to go round something on its way. Who hunts
+    keeps its target, the first of which is drawn (see begin), until it is dead; then it takes the
+    nearest, however far.
     """
     u = units[i]
     kind = world.kinds[u.kind]
-    scan = np.inf if u.hunts else kind.scan
+    scan = np.inf if u.hunts else kind.scan if u.order == AUTO else kind.range
     looks = book.clock % SCAN_EVERY == SCAN_AT
     if u.target >= 0:
         gap = distance(u, units[u.target]) - u.radius - units[u.target].radius
@@ -458,6 +461,20 @@ def acquire(i, units, world, book):
                     drawn_from += 1.0
                     if uniform(book, 0.0, drawn_from) < 1.0:
                         u.target = j
+
+
+@njit(**JIT)
+def fire_at_will(i, units, world, book):
+    """A Colossus that stands without an order to attack shoots at an opponent in weapon range (see
+    fires_at_will in smac_maps.json)."""
+    u = units[i]
+    stands = u.heading_x == 0 and u.heading_y == 0
+    if u.windup < 0:
+        u.target = -1
+        if stands:
+            acquire(i, units, world, book)
+    if stands and u.target >= 0:
+        fight(i, u.target, units, world, book)
 
 
 @njit(**JIT)
@@ -544,16 +561,13 @@ def live(i, units, world, book):
     if stop_at != STAY and u.recovers <= 0:
         advance(i, x, y, stop_at, units, world)
     if kind.fires_at_will and (u.order == HOLD or u.order == MOVE):
-        if u.heading_x == 0 and u.heading_y == 0:  # it stands: see Colossus in smac_maps.json
-            if u.windup < 0:
-                acquire(i, units, world, book)
-            if u.target >= 0:
-                fight(i, u.target, units, world, book)
+        fire_at_will(i, units, world, book)
 
 
 @njit(**JIT)
 def give_orders(units, actions, world):
-    """Turn the agents' SMAC actions (N,) into orders. A new order breaks off a raised weapon.
+    """Turn the agents' SMAC actions (N,) into orders. A new order breaks off a raised weapon, any
+    order ends a backswing, and one to attack another target turns a Colossus' beam away.
 
     An ally on AUTO plays by itself, for tests: its action means nothing.
     """
@@ -574,8 +588,8 @@ def give_orders(units, actions, world):
                 u.windup, u.cooldown = -1.0, 0.0
             if kind.second_hit > 0:
                 u.flight = -1.0
-        if target >= 0 and target != u.target and u.flight > kind.burn > 0:
-            u.flight = -1.0  # the beam turns away before it has touched anybody
+        if target >= 0 and target != u.flight_target and u.flight > kind.burn > 0:
+            u.flight = -1.0  # the beam has touched nobody yet: see burn in smac_maps.json
         u.target, u.recovers = target, 0.0
         if target >= 0:
             u.order = ATTACK

@@ -19,7 +19,7 @@ MAPS = DATA["maps"]
 
 LOOPS_PER_SECOND = 16
 NO_OP, STOP, NORTH, SOUTH, EAST, WEST, FIRST_TARGET = range(7)  # SMAC's actions
-HOLD, MOVE, ATTACK, AUTO = range(4)  # orders; AUTO chooses its own targets (enemies)
+HOLD, MOVE, ATTACK, AUTO = range(4)  # orders; on AUTO, enemies choose their own targets
 STRAIGHT, NO_ROUTE = 8, 9  # entries of the route table that are not directions
 GROUND, AIR = 1, 2
 OVERLAP = 63 / 1024  # cells by which bodies may overlap

@@ -5,9 +5,10 @@
 
 Units are put where the record says, which it does when they are attacked or ordered to move (about
 a third of the time); between, they walk by the simulator's rules. The agents get the orders that
-they got. Nobody dies but those who died, in the loop in which they died. Left to the simulator is
-who is hit, and how often: by its death a unit must have lost its health and shield, and not much
-more; who lived must have lost less; and who killed it must have been aiming at it.
+they got, in each loop of a step, so that their backswings end at once. Nobody dies but those who
+died, in the loop in which they died. Left to the simulator is who is hit, and how often: by its
+death a unit must have lost its health and shield, and not much more; who lived must have lost less;
+and who killed it must have been aiming at it.
 
 `recorded_battles.json.gz` says where the records are from, and how they are written. SMAC:
 https://arxiv.org/abs/1902.04043

@@ -153,7 +153,7 @@ def test_an_enemy_turns_on_one_of_its_attackers():
     losses((FIRST_TARGET, STOP, FIRST_TARGET), 2)  # its first shot may have been raised before
     first, second, third = losses((FIRST_TARGET, STOP, FIRST_TARGET), 10).T
     assert (second == 0).all() and (np.minimum(first, third) == 0).all()
-    assert 0.2 < (first > 0).mean() < 0.9  # the first of them to strike is the likelier one
+    assert 0.2 < (first > 0).mean() < 0.9  # who strikes first calls it (call_for_help)
     losses((STOP, FIRST_TARGET, STOP), 2)
     first, second, third = losses((STOP, FIRST_TARGET, STOP), 10).T
     assert (first + third == 0).all() and (second > 0).all()
@@ -162,9 +162,8 @@ def test_an_enemy_turns_on_one_of_its_attackers():
 @pytest.mark.parametrize(("name", "bits", "aimed"), [("8m", 3.2, 0.5), ("2s3z", 3.2, 0.53)])
 def test_recorded_orders_lead_to_recorded_deaths(name, bits, aimed):
     """Of agents that fell in 12 battles: bits of surprise, and how often the killer was aiming at
-    its victim. The bounds are halfway between 2.5 and 2.7 bits, 62 % and 66 %, as it is, and 4.0
-    and 3.8, 33 % and 40 %, where enemies shoot the nearest. What agents do to enemies is known
-    better."""
+    its victim. The bounds are between 2.5 and 2.7 bits, 62 % and 66 %, as it is, and 4.0 and 3.8,
+    33 % and 40 %, where enemies shoot the nearest. What agents do to enemies is known better."""
     found = recorded.agreement(name, draws=8, battles=12)
     assert found["agents that fell"][2] < bits and found["agents that fell"][3] > aimed
     assert found["enemies that fell"][0] == pytest.approx(1.03, abs=0.06)

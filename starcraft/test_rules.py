@@ -31,7 +31,7 @@ def test_a_medivac_alone_has_lost_but_two_have_not(monkeypatch):
 
 
 def fight(map_name, ally, enemy, actions, loops, step_mul=1, **changes):
-    """One battle; the enemies stand still and hold their fire. Yields the UNIT rows
+    """One battle; the enemies (no Colossi) stand still and hold their fire. Yields the UNIT rows
     after each step. changes: fields of the enemies' kinds."""
     sim = BattleSim(map_name, step_mul=step_mul)
     sim.place_units(0, ally, enemy)
