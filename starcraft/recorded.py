@@ -80,10 +80,10 @@ def fits(lost, died):
 
 
 def agreement(name, draws, battles=None):
-    """For agents that fell, agents that lived, and enemies that fell: the mean share of health that
-    they lost, how often that fits, the bits of surprise at a fate (-log2 of how often it came out,
-    half a draw added), and how often the killer was aiming at its victim, over the records (the
-    first `battles` of them) and so many draws."""
+    """For agents that fell, agents that lived, and enemies that fell: an array with a row for each
+    of them in the records (the first `battles`), over so many draws: the share of its health that
+    it lost, how often that fits, the bits of surprise at its fate (-log2 of how often it came out,
+    half a draw added), and how often its killer was aiming at it (NaN without one)."""
     found = {"agents that fell": [], "agents that lived": [], "enemies that fell": []}
     for battle in BATTLES[name][:battles]:
         played = [play_again(name, battle, seed) for seed in range(draws)]
@@ -96,7 +96,7 @@ def agreement(name, draws, battles=None):
         found["agents that fell"].extend(rows[agents & died])
         found["agents that lived"].extend(rows[agents & ~died])
         found["enemies that fell"].extend(rows[~agents & died])
-    return {who: np.mean(rows, axis=0) for who, rows in found.items()}
+    return {who: np.array(rows) for who, rows in found.items()}
 
 
 def main():
@@ -110,10 +110,16 @@ def main():
         parser.error("--draws must be from 1 to 1000")
     print("| map | who | lost of its health | fits | bits of surprise | killer aimed at it |")
     print("|---|---|--:|--:|--:|--:|")
+    agents = []
     for name in args.maps:
-        for who, (lost, fit, bits, aimed) in agreement(name, args.draws).items():
+        found = agreement(name, args.draws)
+        for who, rows in found.items():
+            lost, fit, bits, aimed = rows.mean(0)
             shown = "" if np.isnan(aimed) else f"{aimed:.0%}"
             print(f"| {name} | {who} | {lost:.2f} | {fit:.0%} | {bits:.2f} | {shown} |", flush=True)
+        agents += [found["agents that fell"], found["agents that lived"]]
+    bits, aimed = np.concatenate(agents).T[2:]
+    print(f"\nAll agents: {bits.sum():.0f} bits; their killers aimed at {np.nanmean(aimed):.1%}.")
 
 
 if __name__ == "__main__":
