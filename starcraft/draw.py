@@ -75,7 +75,7 @@ def shots(units, world):
     flies = (units["flight"] >= 0) & (kinds["second_hit"] == 0)
     recent = units["cooldown"] > kinds["period"] - kinds["damage_point"] - 2
     at_once = (kinds["period"] > 0) & (kinds["flight"] == 0) & (kinds["missile_speed"] == 0)
-    strikes = at_once & recent & (units["windup"] < 0) & ~flies & (target >= 0)
+    strikes = at_once & recent & (units["windup"] < 0) & (target >= 0)
     aim = units[np.maximum(target, 0)]
     strikes = strikes & (aim["health"] > 0)
     far = np.hypot(aim["x"] - units["x"], aim["y"] - units["y"]) - aim["radius"] - units["radius"]

@@ -41,9 +41,9 @@ KIND = np.dtype(  # one row per unit type; distances in cells, times in game loo
         "health", "shield", "armor", "health_regen", "shield_regen", "shield_delay",
         "energy", "energy_max", "energy_regen", "speed", "acceleration", "radius", "body", "margin",
         "damage", "bonus_light", "bonus_armored", "range", "slop", "scan", "period",
-        "damage_point", "backswing", "missile_speed", "flight", "second_hit", "line_length",
-        "line_width", "blast_radius", "heal_rate", "heal_cost", "heal_range", "heal_scan",
-        "heal_min_energy", "burn", "cooldown_max")]
+        "damage_point", "backswing", "missile_speed", "flight", "burn", "second_hit",
+        "line_length", "line_width", "blast_radius", "heal_rate", "heal_cost", "heal_range",
+        "heal_scan", "heal_min_energy", "cooldown_max")]
     + [(name, np.int64) for name in (
         "hits", "layers", "seen_as", "weapon", "light", "armored", "biological", "threatens",
         "walks_cliffs", "suicide", "fires_at_will", "ally_bit", "enemy_bit")]

@@ -46,6 +46,12 @@ def play_again(name, battle, seed=0):
     left, aimed = before.copy(), np.full(len(units), np.nan)  # of those who died, by then
     dies = {unit: (loop, killer) for loop, unit, killer in battle["deaths"]}
     sim.world["step_mul"] = 1
+
+    def fall(unit, killer):
+        aimed[unit] = units["target"][killer] == unit
+        left[unit] = units["health"][unit] + units["shield"][unit]
+        units["health"][unit], units["shield"][unit], units["windup"][unit] = 0, 0, -1
+
     for step, (actions, places) in enumerate(zip(battle["actions"], battle["places"], strict=True)):
         for unit, x, y in places:
             if units["health"][unit] > 0:
@@ -54,9 +60,7 @@ def play_again(name, battle, seed=0):
         for loop in range(LOOPS * step, LOOPS * (step + 1)):
             for unit, (when, killer) in dies.items():
                 if when == loop:
-                    aimed[unit] = units["target"][killer] == unit
-                    left[unit] = units["health"][unit] + units["shield"][unit]
-                    units["health"][unit], units["shield"][unit], units["windup"][unit] = 0, 0, -1
+                    fall(unit, killer)
             alive = units["health"] > 0
             if not alive[:N].any() or not alive[N:].any():
                 break
@@ -66,11 +70,10 @@ def play_again(name, battle, seed=0):
             sim.step(np.where(alive[:N], np.where(gone, STOP, orders), 0)[None])
             sim.book["terminated"] = sim.book["truncated"] = 0
     died = np.isin(np.arange(len(units)), list(dies))
-    # Who lived, and who dies right after the last loop, is still there.
-    left = np.where(units["health"] > 0, units["health"] + units["shield"], left)
     for unit, (_, killer) in dies.items():
-        if units["health"][unit] > 0:
-            aimed[unit] = units["target"][killer] == unit
+        if units["health"][unit] > 0:  # it dies right after the last loop
+            fall(unit, killer)
+    left = np.where(died, left, units["health"] + units["shield"])
     return (before - left) / whole, died, aimed
 
 
@@ -87,12 +90,11 @@ def agreement(name, draws, battles=None):
     found = {"agents that fell": [], "agents that lived": [], "enemies that fell": []}
     for battle in BATTLES[name][:battles]:
         played = [play_again(name, battle, seed) for seed in range(draws)]
-        lost = np.mean([lost for lost, *_ in played], axis=0)
-        fit = np.mean([fits(lost, died) for lost, died, _ in played], axis=0)
-        aimed = np.mean([aimed for *_, aimed in played], axis=0)
+        lost, died, aimed = map(np.array, zip(*played, strict=True))  # (draws, N + M)
+        fit = fits(lost, died).mean(0)
         bits = -np.log2((fit * draws + 0.5) / (draws + 1))
-        died, agents = played[0][1], np.arange(len(lost)) < len(battle["actions"][0])
-        rows = np.stack((lost, fit, bits, aimed), 1)
+        rows = np.stack((lost.mean(0), fit, bits, aimed.mean(0)), 1)
+        died, agents = died[0], np.arange(len(rows)) < len(battle["actions"][0])
         found["agents that fell"].extend(rows[agents & died])
         found["agents that lived"].extend(rows[agents & ~died])
         found["enemies that fell"].extend(rows[~agents & died])

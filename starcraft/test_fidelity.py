@@ -214,8 +214,10 @@ def test_an_enemy_that_lost_its_target_walks_at_once():
     assert sim.units["x"][0, 3] == pytest.approx(x - 2.25 / 16)
 
 
-@pytest.mark.parametrize(("kind", "fires"), [("Colossus", True), ("Stalker", False)])
-def test_a_colossus_that_stands_fires_without_an_order(kind, fires):
+@pytest.mark.parametrize(
+    ("kind", "far", "fires"), [("Colossus", 4, True), ("Colossus", 8, True), ("Stalker", 4, False)]
+)
+def test_a_colossus_that_stands_fires_without_an_order(kind, far, fires):
     """Recorded on 2c_vs_64zg: 56 kills in 53 steps after two orders to stop; no other type of agent
     kills without an order to attack. One that walks does not fire, one that a wall holds does."""
     sim = lone_unit(kind, "Zealot")
@@ -223,7 +225,7 @@ def test_a_colossus_that_stands_fires_without_an_order(kind, fires):
     for action, x in ((STOP, 16.0), (EAST, 8.0), (WEST, 1.0)):
         units["x"][0], before = x, units["health"][2]
         for _ in range(6):
-            units["x"][2] = units["x"][0] + 4
+            units["x"][2] = units["x"][0] + far
             sim.avail_actions[:] = True
             sim.step(np.array([[action, 0]]))
         lost.append(before - units["health"][2])
@@ -231,22 +233,23 @@ def test_a_colossus_that_stands_fires_without_an_order(kind, fires):
 
 
 @pytest.mark.parametrize(
-    ("action", "loops", "hurt"),
-    [(FIRST_TARGET, 40, 8), (FIRST_TARGET + 1, 4, None), (FIRST_TARGET + 1, 5, 8), (EAST, 4, 8),
-     (STOP, 4, 8)],
+    ("later", "hurt"),
+    [({}, 8), ({4: FIRST_TARGET + 1}, None), ({5: FIRST_TARGET + 1}, 8), ({4: EAST}, 8),
+     ({4: STOP}, 8), ({3: STOP, 4: FIRST_TARGET}, 8)],
 )  # fmt: skip
-def test_a_new_target_turns_a_beam_away(action, loops, hurt):
-    """Recorded on 2c_vs_64zg: the first target dies 8 loops after the order. Here another one comes
-    after `loops`; the shot leaves after 2, and touches its target after 4."""
+def test_a_new_target_turns_a_beam_away(later, hurt):
+    """Recorded on 2c_vs_64zg: the first target dies 8 loops after the order. Here others come
+    later, {loop: action}; the shot leaves after 2 loops, and touches its target after 4."""
     sim = BattleSim("3s_vs_3z", terrain=OPEN, step_mul=1)
     zealots = [[16, 14, 100, 50, 0, 0], [12, 18, 100, 50, 0, 0], [16, 30, 100, 50, 0, 0]]
     colossus = [[12, 14, 200, 150, 0, 0], [2, 2, 80, 80, 0, 0], [2, 4, 80, 80, 0, 0]]
     sim.place_units(0, colossus, zealots, ally_types=["Colossus", "Stalker", "Stalker"])
-    units, found = sim.units[0], None
+    units, found, action = sim.units[0], None, FIRST_TARGET
     units["order"][3:] = HOLD
     for loop in range(20):
         sim.avail_actions[:] = True
-        sim.step(np.array([[FIRST_TARGET if loop < loops else action, STOP, STOP]]))
+        action = later.get(loop, action)
+        sim.step(np.array([[action, STOP, STOP]]))
         if units["shield"][3] < 50:
             found = loop
             break
