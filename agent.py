@@ -31,7 +31,8 @@ class RNNAgent(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, n_actions)
 
     def initial_hidden(self, rows: int) -> Tensor:
-        """Zeros (rows, H) on the device of the network: what an episode begins with."""
+        """Zeros (rows, H) on the device of the network: what an episode begins with (in unroll,
+        as in any torch.nn.GRU, they go without saying)."""
         return self.fc1.weight.new_zeros(rows, self.hidden_dim)
 
     def forward(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,6 +129,6 @@ class Players:
         """New episodes begin where `over` (E,) bool is True: nothing is carried into them."""
         mask = torch.from_numpy(over).to(self.hidden.device).unsqueeze(1)  # (E, 1)
         rows = mask.expand_as(self.last_actions).reshape(-1, 1)  # (E, N) -> (E * N, 1)
-        self.hidden = self.hidden.masked_fill(rows, 0)
+        self.hidden = torch.where(rows, self.agent.initial_hidden(len(rows)), self.hidden)
         self.last_actions = self.last_actions.masked_fill(mask, -1)
         self.returns[over] = self.lengths[over] = 0

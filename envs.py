@@ -13,11 +13,13 @@ E environments run side by side with N agents, A actions, O numbers per observat
                                                 battle_won, aborted, each (E,) bool)
     env.close()
 
+- A constructor takes (map_name, n_envs, seed) and, as named arguments, what --env-args says. Then
+  the first episodes have begun: nobody calls reset before the first step.
 - Nothing resets itself: after a step the arrays hold the last observation of a finished episode;
   store it, then call reset(mask). Nobody waits for the longest episode.
 - `terminated` (the task ended) and `truncated` (time ran out) are different facts.
 - `battle_won`: what the win rates count, by which also the best network is chosen. A game without
-  wins leaves it False.
+  wins leaves it False, and the best network is that of the highest return.
 - `aborted`: the game died or hung. Throw that episode away and reset; its arrays show nothing.
 - The arrays and the fields of Step are overwritten by the next step or reset: copy what you keep.
 - Environment i is seeded with seed + i.
@@ -113,8 +115,8 @@ def whichever_is_there(map_name, n_envs, seed, **options):
     """StarCraft II where it is installed, else the simulator, and says so."""
     problem = sc2_problem(map_name)
     if problem is None:
-        return starcraft2(map_name, n_envs, seed, **options)
-    env = simulator(map_name, n_envs, seed, **options)
+        return make_env("sc2", map_name, n_envs, seed, **options)
+    env = make_env("sim", map_name, n_envs, seed, **options)
     print(f"Playing the simulator, not StarCraft II: {problem}", file=sys.stderr)
     return env
 

@@ -75,7 +75,8 @@ class QLearner:
         """The mean squared TD error over all steps of the batch (over agents too, for IQL).
 
         Returns the loss, a scalar to call backward on, and statistics for metrics.csv and
-        TensorBoard under whatever names: means over the same steps, 0-dim and detached.
+        TensorBoard under whatever names: means over the same steps, 0-dim and detached. With
+        several threads each of them calls this for its part of the batch (extras/threads.py).
         """
         B, F, N = batch.sizes[0], *batch.actions.shape
         inputs = build_inputs(batch.obs, batch.last_actions, batch.avail_actions.shape[-1])
@@ -130,8 +131,9 @@ class QLearner:
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_norm_clip)
         self.optimiser.param_groups[0]["lr"] = self.lr
         self.optimiser.step()
-        for mean, new in zip(self.average.parameters(), self.agent.parameters(), strict=True):
-            mean.lerp_(new.detach(), self.average_rate)
+        weights = self.average.state_dict().values(), self.agent.state_dict().values()
+        for mean, new in zip(*weights, strict=True):
+            mean.lerp_(new, self.average_rate)
         return {"loss": loss.detach(), "grad_norm": grad_norm, **stats}
 
     def sync_target(self) -> None:
@@ -141,7 +143,8 @@ class QLearner:
             self.target_mixer.load_state_dict(self.mixer.state_dict())
 
     def parts(self) -> dict:
-        """All that learning goes on from: networks, their copies, the optimiser's memory."""
+        """All that learning goes on from: networks, their copies, the optimiser's memory. What is
+        not named here is not saved; what is not in self.parameters is not learned."""
         names = ("agent", "mixer", "target_agent", "target_mixer", "average", "optimiser")
         return {name: part for name in names if (part := getattr(self, name))}
 

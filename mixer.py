@@ -99,9 +99,10 @@ def no_mixer(*sizes: int) -> None:
     """Independent Q-learning: there is no Q_tot, each agent learns from the team's reward."""
 
 
-# name -> constructor, called with n_agents, state_dim and, by train.py, the three widths of Mixer,
-# which need defaults: add your own. "qmix-ns" is QMIX that sees no state; EPyMARL's qmix_ns is
-# another thing: QMIX whose agents do not share parameters.
+# name -> constructor; put yours here. It is called with n_agents, state_dim and, by train.py but
+# not by two_step_game.py, mixing_embed_dim, hypernet_layers and hypernet_embed, which therefore
+# need default values. "qmix-ns" is QMIX that sees no state; EPyMARL's qmix_ns is another thing:
+# QMIX whose agents do not share parameters.
 MIXERS = {
     "qmix": Mixer,
     "vdn": partial(Mixer, weights="one", hidden=False, state_term="none"),

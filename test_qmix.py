@@ -277,6 +277,8 @@ def test_gradients_are_clipped_by_their_common_norm():
 @pytest.mark.parametrize("rate", [0.02, 0.3, 1.0])
 def test_what_tests_play_is_the_moving_average_of_all_weights_so_far(rate):
     learner = make_learner(average_rate=rate)
+    learner.agent.register_buffer("scale", torch.ones(1).double())  # as of a normalisation
+    learner.average.register_buffer("scale", torch.zeros(1).double())
     history = [[p.detach().clone() for p in learner.agent.parameters()]]
     for seed in range(4):
         learner.update(make_batch(seed))
@@ -285,6 +287,7 @@ def test_what_tests_play_is_the_moving_average_of_all_weights_so_far(rate):
     share = [(1 - rate) ** 4] + [rate * (1 - rate) ** (4 - step) for step in range(1, 5)]
     for mean, *weights in zip(learner.average.parameters(), *history, strict=True):
         torch.testing.assert_close(mean, sum(map(torch.mul, weights, map(torch.tensor, share))))
+    assert learner.average.scale.item() == pytest.approx(1 - (1 - rate) ** 4)
 
 
 def test_rmsprop_and_adam_take_their_textbook_first_step():
@@ -629,6 +632,8 @@ def test_auto_takes_the_simulator_where_starcraft_is_not_and_says_so(monkeypatch
     monkeypatch.setattr(envs, "SMACWorkers", Games)
     assert envs.make_env("auto", "3m", 2, 5).given == ("3m", 2, 5, 60.0)
     assert envs.make_env("sc2", "3m", None, 5, timeout=9).given == ("3m", None, 5, 9)
+    with pytest.raises(ValueError, match="environment sc2 got an unexpected"):
+        envs.make_env("auto", "3m", 2, balance="ladder")
     assert capsys.readouterr().err == ""
 
 
@@ -872,6 +877,7 @@ def test_every_episode_begins_without_a_memory():
     """Acting in two environments out of step equals unrolling each of their episodes by itself."""
     torch.manual_seed(0)
     env, agent = Corridor([3, 5], False), RNNAgent(5, 2, 4)
+    agent.initial_hidden = lambda rows: torch.full((rows, 4), 0.5)  # not only zeros
     players = Players(agent, 2, 2, 2)
     hidden, last_actions = agent.initial_hidden(4).view(2, 2, 4), torch.full((2, 2), -1)
     for _ in range(20):
@@ -885,7 +891,7 @@ def test_every_episode_begins_without_a_memory():
         over = env.step(actions).terminated
         env.reset(over)
         players.forget(over)
-        hidden[over], last_actions[over] = 0, -1
+        hidden[over], last_actions[over] = 0.5, -1
 
 
 def test_schedules_of_the_learning_rate_and_of_the_target_network(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Train QMIX (https://arxiv.org/abs/1803.11485) and its ablations; evaluate and resume runs.
+"""Train QMIX (https://arxiv.org/abs/1803.11485), its ablations, VDN and IQL; resume, evaluate.
 
     python train.py                                       # QMIX on 2s3z
     python train.py --map 3m --mixer vdn --seed 2         # --help explains all flags
@@ -33,14 +33,15 @@ from mixer import MIXERS
 from starcraft.machine import available_memory, cores
 
 # fmt: off
-# The values of the original paper, and PyMARL's where it gives none: defaults with --paper.
+# The paper's values, and PyMARL's where it gives none: defaults with --paper. The hypernetworks
+# stay PyMARL's, of two layers; for the paper's add --hypernet-layers 1.
 PAPER = {"n_envs": 1, "steps": 2_000_000, "batch_size": 32, "buffer_size": 5000,
          "train_interval": 1, "target_update_interval": 200, "optimiser": "rmsprop", "lr": 5e-4,
          "lr_finish": 5e-4, "td_lambda": 0.0, "epsilon_anneal_steps": 50_000,
          "average_rate": 1.0}
 # fmt: on
-# Battle i of a run is seeded 10000 * seed + i; those of its tests and of --evaluate lie further on.
-# So no two battles share a seed, not even in runs with neighbouring seeds.
+# Environment i of a run is seeded 10000 * seed + i; those of its tests and of --evaluate lie
+# further on. So no two share a seed, not even in runs with neighbouring seeds.
 SEEDS_PER_RUN, TEST_SEEDS, EVALUATION_SEEDS = 10_000, 4_000, 8_000
 TEST_BATTLES = 32  # side by side
 ENVS["pettingzoo"] = pettingzoo  # --env pettingzoo:MODULE:FACTORY
@@ -77,8 +78,8 @@ def parse_args(argv=None):
     flag("--td-lambda", share, 0.8, "of TD(lambda) targets; 0: the paper's one-step targets")
     flag("--grad-norm-clip", real(1e-9, 1e9), 10.0, "largest norm of the whole gradient")
     flag("--target-update-interval", count, 8, "finished episodes per copy to the target network")
-    p.add_argument("--no-double-q", action="store_true", help="targets choose their own actions")
-    p.add_argument("--bootstrap-time-limit", action="store_true", help="no end, unlike in SMAC")
+    p.add_argument("--no-double-q", action="store_true", help="target network chooses actions")
+    p.add_argument("--bootstrap-time-limit", action="store_true", help="value goes on after it")
     flag("--epsilon-start", share, 1.0, "probability of a random action, at step 0")
     flag("--epsilon-finish", share, 0.05, "probability of a random action, in the end")
     flag("--epsilon-anneal-steps", count, 50_000, "steps from the one to the other")
@@ -195,7 +196,7 @@ def main(argv=None):
             return evaluate(args, seed + EVALUATION_SEEDS, make_agent, play_episodes)
 
         env = test_env = make_env(args.env, args.map, args.n_envs, seed, **options)
-        if not hasattr(env, "tests_play_here"):
+        if not getattr(env, "tests_play_here", False):
             n_envs = min(args.test_episodes, TEST_BATTLES)
             test_env = make_env(env.name, args.map, n_envs, seed + TEST_SEEDS, **options)
         args.device = choose_device(args, env, make_learner)

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -154,12 +155,13 @@ class Run:
             seconds = self.wall_time - self.rows[-1]["wall_time"]
             row["env_steps_per_s"] = (self.t_env - self.rows[-1]["t_env"]) / seconds
         row |= {name: total / count for name, (total, count) in self.sums.items()}
-        best = max((row["test_win_rate"] for row in self.rows), default=-1.0)
+        merit = itemgetter("test_win_rate", "test_return")
+        best = all(merit(row) >= merit(other) for other in self.rows)
         self.rows.append(row)
         self.sums = {}
         with self.writing():
             write_metrics(self.folder, self.rows)
-            if row["test_win_rate"] >= best:
+            if best:
                 weights = self.learner.average.state_dict()
                 write_atomic(self.folder / "best.pt", lambda file: torch.save(weights, file))
             self.save()

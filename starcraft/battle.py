@@ -5,10 +5,11 @@ Units, weapons, maps and terrain are data, in `smac_maps.json`. Everything here 
 at once and shows them as SMAC does (https://arxiv.org/abs/1902.04043). 16 loops are a second,
 8 loops one environment step.
 
-Find a rule: orders `give_orders` | targets `acquire` | attacking `fight`, `release`, `strike`,
-`fire_at_will` | standing after a shot `live` (`recovers`) | damage `hurt` | healing `heal`,
-`seek_patient` | walking `advance` | walls `wall`, `room_ahead`, `ground_near` | collision
-`blocked_headings`, `shorter_way_round`, `push_apart` | start `begin`.
+Find a rule: orders `give_orders` | targets `acquire`, `call_for_help` | attacking `fight`,
+`release`, `strike`, `fire_at_will` | standing after a shot `live` (`recovers`) | damage `hurt` |
+dying `die`, `explode` | healing `heal`, `seek_patient` | walking `advance` | walls `wall`,
+`room_ahead`, `ground_near` | collision `blocked_headings`, `stands_firm`, `shorter_way_round`,
+`push_apart` | start `begin`.
 The figures (a weapon's range, a unit's speed) are in `smac_maps.json`.
 
 Known differences from StarCraft II (measured: README.md): agents that live lose too much health, so
@@ -419,7 +420,8 @@ def heal(i, j, units, world):
 
 @njit(**JIT)
 def acquire(i, units, world, book):
-    """An enemy looks for a target among the opponents it can hit, those that can hit back first.
+    """An enemy, or a Colossus that fires at will (only as far as its weapon reaches), looks for a
+    target among the opponents it can hit, those that can hit back first.
 
     When its weapon is ready, or its target has left weapon range, it looks at those in weapon
     range: first come those that have it as their own target, then the target it has, and among
