@@ -31,8 +31,8 @@ class RNNAgent(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, n_actions)
 
     def initial_hidden(self, rows: int) -> Tensor:
-        """Zeros (rows, H) on the device of the network: what an episode begins with (in unroll,
-        as in any torch.nn.GRU, they go without saying)."""
+        """Zeros (rows, H) on the device of the network: what an episode begins with. In unroll
+        torch.nn.GRU begins with zeros by itself."""
         return self.fc1.weight.new_zeros(rows, self.hidden_dim)
 
     def forward(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ E environments run side by side with N agents, A actions, O numbers per observat
                                                 battle_won, aborted, each (E,) bool)
     env.close()
 
-- A constructor takes (map_name, n_envs, seed) and, as named arguments, what --env-args says. Then
-  the first episodes have begun: nobody calls reset before the first step.
+- The constructor (its arguments: at ENVS) begins the first episodes: nobody calls reset before the
+  first step.
 - Nothing resets itself: after a step the arrays hold the last observation of a finished episode;
   store it, then call reset(mask). Nobody waits for the longest episode.
 - `terminated` (the task ended) and `truncated` (time ran out) are different facts.
@@ -96,7 +96,7 @@ def simulator(map_name, n_envs, seed, **options):
     """Battles on our simulator; options: SMAC's own, and balance (starcraft/simulator.py)."""
     from starcraft.simulator import BattleSim  # here, because numba takes a second
 
-    return BattleSim(map_name, n_envs or PARALLEL, seed, **options)
+    return BattleSim(map_name, n_envs, seed, **options)
 
 
 def starcraft2(map_name, n_envs, seed, timeout=60.0, ray=None, games=2):

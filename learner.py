@@ -60,9 +60,8 @@ class QLearner:
             raise ValueError(f"unknown optimiser {optimiser!r}: choose {' or '.join(OPTIMISERS)}")
         self.agent, self.mixer = agent, mixer
         self.gamma, self.td_lambda, self.double_q = gamma, td_lambda, double_q
-        self.lr, self.grad_norm_clip = lr, grad_norm_clip
+        self.lr, self.grad_norm_clip, self.average_rate = lr, grad_norm_clip, average_rate
         self.bootstrap_time_limit = bootstrap_time_limit
-        self.average_rate = average_rate
         # On a GPU, .to lays the weights of the copied GRU in one piece again, as cuDNN wants them.
         device = next(agent.parameters()).device
         self.target_agent = copy.deepcopy(agent).requires_grad_(False).to(device)

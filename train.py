@@ -79,7 +79,7 @@ def parse_args(argv=None):
     flag("--grad-norm-clip", real(1e-9, 1e9), 10.0, "largest norm of the whole gradient")
     flag("--target-update-interval", count, 8, "finished episodes per copy to the target network")
     p.add_argument("--no-double-q", action="store_true", help="target network chooses actions")
-    p.add_argument("--bootstrap-time-limit", action="store_true", help="value goes on after it")
+    p.add_argument("--bootstrap-time-limit", action="store_true", help="not an end of the task")
     flag("--epsilon-start", share, 1.0, "probability of a random action, at step 0")
     flag("--epsilon-finish", share, 0.05, "probability of a random action, in the end")
     flag("--epsilon-anneal-steps", count, 50_000, "steps from the one to the other")

@@ -34,15 +34,15 @@ def writable(folder: Path) -> bool:
 
 
 def cache_folder() -> str:
-    given = os.environ.get("NUMBA_CACHE_DIR")
+    given, folder = os.environ.get("NUMBA_CACHE_DIR"), version()
     places = [Path(given)] if given else []
-    if given and places[0].name == version():  # set by the process that started this one
+    if given and places[0].name == folder:  # set by the process that started this one
         places = [places[0].parent]
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     places += [HERE / "__pycache__", Path(home) / "numba"]
     for place in places:
-        if writable(place / version()):
-            return str(place / version())
+        if writable(place / folder):
+            return str(place / folder)
     global temporary
     temporary = tempfile.TemporaryDirectory(prefix="qmix-numba-", ignore_cleanup_errors=True)
     return temporary.name
