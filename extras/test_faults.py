@@ -209,7 +209,7 @@ def test_changed_rules_are_compiled_anew_in_any_folder(tmp_path):
     before = cache_folder(tmp_path, NUMBA_CACHE_DIR=str(mine))
     assert before.parent == mine and before.name == own.name
     assert cache_folder(tmp_path, NUMBA_CACHE_DIR=str(before)) == before, "of a process below it"
-    for name in ("battle.py", "maps.py", "interface.py", "simulator.py"):
+    for name in ("battle.py", "maps.py", "interface.py", "simulator.py", "a_new_file.py"):
         with open(tmp_path / "starcraft" / name, "a") as file:
             file.write("# changed\n")
         after = cache_folder(tmp_path, NUMBA_CACHE_DIR=str(mine))
