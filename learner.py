@@ -112,14 +112,14 @@ class QLearner:
             x.type_as(next_q_tot).view(shape) for x in (batch.reward, last, ended)
         )
         discount, lambda_ = self.gamma * (1 - ended), self.td_lambda * (1 - last)
-        target = reward + discount * (1 - lambda_) * next_q_tot
-        steps = batch.sizes[1:]  # at time 0, 1, ...: as many as observations one later
-        # Views, one per time: what is added to y is added to target, from the last to the first.
-        y, decay = target.split(steps), (discount * lambda_).split(steps)
-        for t in reversed(range(len(steps) - 1)):
-            goes_on = steps[t + 1]  # the first so many episodes of those at time t
-            y[t][:goes_on].addcmul_(decay[t][:goes_on], y[t + 1])
-        return target
+        y, decay = reward + discount * (1 - lambda_) * next_q_tot, discount * lambda_
+        # Step f led to row B + f, on which the next step of its episode, if there is one, acted.
+        rows = batch.sizes[0] + torch.arange(len(y), device=y.device)
+        later = torch.searchsorted(batch.acted, rows).clamp_(max=len(y) - 1)  # (F,) that step
+        # y(t) += decay(t) * y(t + 1), without a loop over t: each pass looks twice as far ahead.
+        for _ in range((len(batch.sizes) - 2).bit_length()):
+            y, decay, later = y + decay * y[later], decay * decay[later], later[later]
+        return y
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step. Returns the loss, its statistics and grad_norm (before clipping),

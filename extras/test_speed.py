@@ -47,33 +47,33 @@ def as_type(batch, dtype):
 
 
 def unroll(rnn, x, sizes):
-    """The hidden states of all rows x (R, H), sizes[t] of them at step t."""
+    """The hidden states of all rows x (R, I), sizes[t] of them at step t."""
     return rnn(PackedSequence(x, torch.tensor(sizes)))[0].data
 
 
-SIZES = [  # rows at each step: groups of 16, what is left of one, and one row alone
+SIZES = [  # rows at each step: groups of 32, what is left of one, and one row alone
     [1],
-    [40, 40, 33, 17, 16, 16, 15, 1, 1],
-    [16] * 5,
+    [80, 80, 65, 33, 32, 32, 31, 1, 1],
+    [32] * 5,
 ]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("width", [8, 12, 64])
-def test_compiled_gru_equals_torchs_in_float64(sizes, width):
+@pytest.mark.parametrize(("wide", "width"), [(8, 8), (5, 12), (64, 64), (96, 128)])
+def test_compiled_gru_equals_torchs_in_float64(sizes, wide, width):
     """Values and gradients, against torch.nn.GRU of the same weights, unrolled row by row."""
     torch.manual_seed(0)
-    rnn = gru.GRU(width, width)
-    x = 2 * torch.randn(sum(sizes), width)
+    rnn = gru.GRU(wide, width)
+    x = 2 * torch.randn(sum(sizes), wide)
     weight = torch.randn(sum(sizes), width)
-    exact = torch.nn.GRU(width, width).double()
+    exact = torch.nn.GRU(wide, width).double()
     exact.load_state_dict(rnn.state_dict())
     results = []
     for net, dtype in ((rnn, torch.float32), (exact, torch.float64)):
         inputs = x.to(dtype).requires_grad_()
         if net is rnn:
             out = unroll(net, inputs, sizes)
-            assert (type(out.grad_fn).__name__ == "UnrollBackward") == (width % 8 == 0)
+            assert type(out.grad_fn).__name__ == "UnrollBackward"
         else:
             starts = np.cumsum([0, *sizes])
             out = torch.zeros(len(x), width, dtype=dtype)
@@ -115,10 +115,8 @@ def test_gru_refuses_other_sizes(sizes):
 @pytest.mark.parametrize(
     "rnn",
     [
-        gru.GRU(8, 16),
         gru.GRU(8, 8, num_layers=2),
         gru.GRU(8, 8, bias=False),
-        gru.GRU(12, 12),
         gru.GRU(8, 8, bidirectional=True),
         gru.GRU(8, 8).double(),
         gru.GRU(8, 8).to("meta"),

@@ -11,7 +11,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import llvmlite.binding
 import numba
 
 HERE = Path(__file__).parent
@@ -49,9 +48,6 @@ def cache_folder() -> str:
 
 
 os.environ["NUMBA_CACHE_DIR"] = cache_folder()
-features = llvmlite.binding.get_host_cpu_features()
-if features.get("avx512f"):  # vectors of 512 bits, which LLVM avoids: a tenth for extras/gru.py
-    os.environ.setdefault("NUMBA_CPU_FEATURES", features.flatten() + ",-prefer-256-bit")
 os.environ.setdefault("NUMBA_OPT", "1")  # compiles sooner than 3, and runs no slower
 os.environ.setdefault("NUMBA_LOOP_VECTORIZE", "0")  # gathering records is slower than one by one
 numba.core.config.reload_config()
