@@ -6,7 +6,11 @@ QMIX (https://arxiv.org/abs/1803.11485). Run them with: python -m pytest extras/
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +132,25 @@ def test_what_the_compiled_gru_cannot_do_is_torchs(rnn):
     out = unroll(rnn, x, [3, 2, 1])
     assert out.shape == (6, rnn.hidden_size * (1 + rnn.bidirectional))
     assert "Unroll" not in type(out.grad_fn).__name__
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_the_compiled_gru_stays_in_its_thread():
+    """scipy's OpenBLAS would start one for every core."""
+    code = """
+import os, torch
+from extras.gru import GRU
+from torch.nn.utils.rnn import PackedSequence
+torch.set_num_threads(1)
+before = len(os.listdir("/proc/self/task"))
+GRU(64, 64)(PackedSequence(torch.zeros(64, 64), torch.tensor([64])))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    env = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(train.__file__).parent, env=env, capture_output=True
+    )
+    assert done.stdout.split() == [b"0"], done.stderr.decode()
 
 
 def test_loss_of_the_compiled_gru_is_the_papers():
