@@ -113,10 +113,11 @@ class QLearner:
         )
         discount, lambda_ = self.gamma * (1 - ended), self.td_lambda * (1 - last)
         y, decay = reward + discount * (1 - lambda_) * next_q_tot, discount * lambda_
-        # Step f led to row B + f, on which the next step of its episode, if there is one, acted.
+        # Step f led to row B + f, on which the next step of its episode acted. After a last step
+        # there is none: decay is 0 there, and it does not matter which one `later` names.
         rows = batch.sizes[0] + torch.arange(len(y), device=y.device)
-        later = torch.searchsorted(batch.acted, rows).clamp_(max=len(y) - 1)  # (F,) that step
-        # y(t) += decay(t) * y(t + 1), without a loop over t: each pass looks twice as far ahead.
+        later = torch.searchsorted(batch.acted, rows).clamp_(max=len(y) - 1)  # (F,)
+        # y = y + decay * y[later] takes in the next step; put into itself, 2, 4, 8, ... steps more.
         for _ in range((len(batch.sizes) - 2).bit_length()):
             y, decay, later = y + decay * y[later], decay * decay[later], later[later]
         return y

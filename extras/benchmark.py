@@ -167,8 +167,8 @@ def acting(args):
 
 
 def gradient(args):
-    """`share` is what the matrix products of a step take of all threads' own speed at products of
-    one GRU step's size: 100 % would be nothing but these products. Not for a GPU, which works
+    """`share` is what the matrix products of a step take of all threads' own speed at torch's
+    products of one GRU step's size: 100 % would be nothing but these. Not for a GPU, which works
     on several products of a step at once."""
     on_cpu = args.device == "cpu"
     where = f"{args.threads} threads" if on_cpu else torch.cuda.get_device_name()

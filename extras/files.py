@@ -117,7 +117,7 @@ def cell(value) -> str:
 def versions() -> dict:
     """What a result may depend on: Python, packages, machine, and the git revision of this code."""
     found = {"python": platform.python_version(), "machine": platform.platform()}
-    for package in ("torch", "numpy", "numba"):
+    for package in ("torch", "numpy", "numba", "scipy"):
         found[package] = importlib.metadata.version(package)
     git = ("git", "-C", str(Path(__file__).resolve().parent))
     try:

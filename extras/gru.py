@@ -28,8 +28,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from starcraft import compiled  # noqa: F401 before anything is compiled
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # scipy's, which is loaded by the first product
-GROUP = 32  # rows that are worked on together: few enough that they stay in the nearest cache
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # heard if nobody has imported scipy before
+import scipy.linalg.cython_blas  # noqa: F401 what np.dot becomes in compiled code
+
+# Rows that are worked on together: enough for a product, and few enough that its result is still in
+# a near cache when the gates are made of it.
+GROUP = 32
 # a * b + c may be one instruction, and nothing else be bent: NaN stays NaN. nogil: the learner's
 # threads run side by side.
 JIT = dict(error_model="numpy", fastmath={"contract"}, nogil=True, cache=True)
@@ -42,7 +46,7 @@ ONE, HALF, LIMIT = np.float32([1, 0.5, 7.905])
 def tanh(x):
     """float32 -> float32, as a fraction of two polynomials (the coefficients of Eigen,
     https://eigen.tuxfamily.org; error below 3e-7): unlike a call of the library's own, this can be
-    done for 8 or 16 numbers at once."""
+    done for several numbers at once."""
     x = LIMIT if x > LIMIT else -LIMIT if x < -LIMIT else x  # NaN stays NaN, unlike with min, max
     y = x * x
     p = np.float32(-2.76076847742355e-16)
@@ -66,16 +70,16 @@ def sigmoid(x):
 
 
 @njit(**JIT)
-def unroll_rows(x, sizes, w_ih, w_hh, b_ih, b_hh, out, gates, news):
+def unroll_rows(x, sizes, w_ih, w_hh, b_ih, b_hh, out, gates, ns):
     """Fill out (R, H) with the hidden states; gates (R, 3 H) with r, z and W_hn h + b_hn, and
-    news (R, H) with n, for the gradients: where nobody asks for those, one row is enough for each.
+    ns (R, H) with n, for the gradients: where nobody asks for those, one row is enough for each.
 
     x (R, I): the rows of step 0, then those of step 1, ...; sizes[t] of them at step t, never more
     than before: row i of a step goes on from row i of the step before. w_ih (I, 3 H), w_hh
     (H, 3 H) and b_ih, b_hh (3 H,): r, z, n. All float32, sizes int64.
     """
     H = out.shape[1]
-    from_x, from_h = np.empty((GROUP, 3 * H), np.float32), np.empty((GROUP, 3 * H), np.float32)
+    from_x, from_h = np.zeros((GROUP, 3 * H), np.float32), np.zeros((GROUP, 3 * H), np.float32)
     before = np.zeros((sizes[0], H), np.float32)  # the hidden states one step earlier
     first = 0  # row of the step
     for size in sizes:
@@ -87,52 +91,54 @@ def unroll_rows(x, sizes, w_ih, w_hh, b_ih, b_hh, out, gates, news):
             for i in range(G):
                 a, b, h, new = from_x[i], from_h[i], before[lo + i], now[lo + i]
                 row = (first + lo + i) % len(gates)
-                gate, kept = gates[row], news[row]
+                gate, kept_n = gates[row], ns[row]
                 for j in range(H):
                     r = sigmoid(a[j] + b_ih[j] + b[j] + b_hh[j])
                     z = sigmoid(a[H + j] + b_ih[H + j] + b[H + j] + b_hh[H + j])
                     hn = b[2 * H + j] + b_hh[2 * H + j]
                     n = tanh(a[2 * H + j] + b_ih[2 * H + j] + r * hn)
                     new[j] = n + z * (h[j] - n)
-                    gate[j], gate[H + j], gate[2 * H + j], kept[j] = r, z, hn, n
+                    gate[j], gate[H + j], gate[2 * H + j], kept_n[j] = r, z, hn, n
         before = now
         first += size
 
 
 @njit(**JIT)
-def unroll_rows_back(sizes, w_hh, out, gates, news, before, d_out):
-    """Overwrite gates with the gradient of W_h h + b_h, and news with that of W_in x + b_in; those
-    of W_ir x + b_ir and W_iz x + b_iz are the gates' too. Fill before (R, H) with h. d_out (R, H),
-    the gradient of `out`, is overwritten: it ends as the one by way of all later steps as well.
+def unroll_rows_back(sizes, w_hh, out, gates, ns, states, d_out):
+    """Overwrite gates (R, 3 H) with the gradient of W_h h + b_h, and ns (R, H) with that of
+    W_in x + b_in. r and z are made of sums: there W_i x + b_i has the same gradient. Fill states
+    (R, H) with h. d_out (R, H), the gradient of `out`, is overwritten: it ends as the one by way of
+    all later steps as well.
 
     w_hh (3 H, H), as torch keeps it. See unroll_rows for the rest.
     """
     H = out.shape[1]
-    none, product = np.zeros((sizes[0], H), np.float32), np.empty((GROUP, H), np.float32)
+    none, product = np.zeros((sizes[0], H), np.float32), np.zeros((GROUP, H), np.float32)
     first = len(out)
     for t in range(len(sizes) - 1, -1, -1):
         first -= sizes[t]
         start = first - sizes[t - 1] if t > 0 else 0  # of the step before
-        earlier = out[start:first] if t > 0 else none
-        d_earlier = d_out[start:first] if t > 0 else none  # then h is read before d_h is written
+        before = out[start:first] if t > 0 else none
+        d_before = d_out[start:first] if t > 0 else none  # then each 0 is read, as h, before it is changed
         for lo in range(0, sizes[t], GROUP):
             G = min(GROUP, sizes[t] - lo)
             for i in range(lo, lo + G):
-                gate, new, h, d = gates[first + i], news[first + i], earlier[i], d_out[first + i]
-                kept, d_h = before[first + i], d_earlier[i]
+                gate, kept_n, state = gates[first + i], ns[first + i], states[first + i]
+                h, d, d_h = before[i], d_out[first + i], d_before[i]
                 for j in range(H):
-                    r, z, hn, n = gate[j], gate[H + j], gate[2 * H + j], new[j]
+                    r, z, hn, n = gate[j], gate[H + j], gate[2 * H + j], kept_n[j]
                     d_n = d[j] * (ONE - z) * (ONE - n * n)
                     gate[j] = d_n * hn * r * (ONE - r)
                     gate[H + j] = d[j] * (h[j] - n) * z * (ONE - z)
                     gate[2 * H + j] = d_n * r
-                    new[j], kept[j] = d_n, h[j]
+                    kept_n[j], state[j] = d_n, h[j]
                     d_h[j] += d[j] * z
-            np.dot(gates[first + lo : first + lo + G], w_hh, product[:G])
-            for i in range(G):
-                more, d_h = product[i], d_earlier[lo + i]
-                for j in range(H):  # in one line numba would not do several numbers at once
-                    d_h[j] += more[j]
+            if t > 0:
+                np.dot(gates[first + lo : first + lo + G], w_hh, product[:G])
+                for i in range(G):
+                    more, d_h = product[i], d_before[lo + i]
+                    for j in range(H):  # in one line numba would not do several numbers at once
+                        d_h[j] += more[j]
 
 
 def call(kernel, *arguments):
@@ -152,11 +158,11 @@ class Unroll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, sizes, w_ih, w_hh, b_ih, b_hh):
         R, H = len(x), w_hh.shape[1]
-        kept = R if any(ctx.needs_input_grad) else 1
-        out, gates, news = (x.new_empty(size) for size in ((R, H), (kept, 3 * H), (kept, H)))
+        rows = R if any(ctx.needs_input_grad) else 1
+        out, gates, ns = (x.new_empty(size) for size in ((R, H), (rows, 3 * H), (rows, H)))
         weights = w_ih.t().contiguous(), w_hh.t().contiguous(), b_ih, b_hh
-        call(unroll_rows, x.contiguous(), sizes, *weights, out, gates, news)
-        ctx.sizes, ctx.kept = sizes, (gates, news)
+        call(unroll_rows, x.contiguous(), sizes, *weights, out, gates, ns)
+        ctx.sizes, ctx.kept = sizes, (gates, ns)
         ctx.save_for_backward(x, w_ih, w_hh, out)
         return out
 
@@ -167,9 +173,9 @@ class Unroll(torch.autograd.Function):
         if ctx.kept is None:
             raise RuntimeError("this gradient can be asked for once: run forward again")
         (d_from, d_n), ctx.kept = ctx.kept, None  # overwritten below
-        d_out, before = d_out.clone(memory_format=torch.contiguous_format), torch.empty_like(out)
-        call(unroll_rows_back, ctx.sizes, w_hh.contiguous(), out, d_from, d_n, before, d_out)
-        d_w_hh, d_b_hh = d_from.t() @ before, d_from.sum(dim=0)
+        d_out, states = d_out.clone(memory_format=torch.contiguous_format), torch.empty_like(out)
+        call(unroll_rows_back, ctx.sizes, w_hh.contiguous(), out, d_from, d_n, states, d_out)
+        d_w_hh, d_b_hh = d_from.t() @ states, d_from.sum(dim=0)
         d_from[:, -out.shape[1] :] = d_n  # from here on of W_i x + b_i
         return d_from @ w_ih, None, d_from.t() @ x, d_w_hh, d_from.sum(dim=0), d_b_hh
 
