@@ -119,7 +119,7 @@ def unroll_rows_back(sizes, w_hh, out, gates, ns, states, d_out):
         first -= sizes[t]
         start = first - sizes[t - 1] if t > 0 else 0  # of the step before
         before = out[start:first] if t > 0 else none
-        d_before = d_out[start:first] if t > 0 else none  # then each 0 is read, as h, before it is changed
+        d_before = d_out[start:first] if t > 0 else none  # zeros, read before written
         for lo in range(0, sizes[t], GROUP):
             G = min(GROUP, sizes[t] - lo)
             for i in range(lo, lo + G):
