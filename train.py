@@ -82,7 +82,7 @@ def parse_args(argv=None):
     p.add_argument("--bootstrap-time-limit", action="store_true", help="not an end of the task")
     flag("--epsilon-start", share, 1.0, "probability of a random action, at step 0")
     flag("--epsilon-finish", share, 0.05, "probability of a random action, in the end")
-    flag("--epsilon-anneal-steps", count, 50_000, "steps from the one to the other")
+    flag("--epsilon-anneal-steps", count, 25_000, "steps from the one to the other")
     flag("--hidden-dim", width, 64, "units of the agents' GRU")
     flag("--mixing-embed-dim", width, 32, "units of the mixing network's hidden layer")
     flag("--hypernet-layers", whole(1, 2), 2, "of each hypernetwork; paper 1, PyMARL 2")
