@@ -37,6 +37,8 @@ USUAL = {
 BY_HAND = {  # in the code, where no flag tells of it
     "Y1": "agent begins orthogonal; target averaged (0.02)",
     "Y2": "agent begins orthogonal; target averaged (0.02)",
+    "R5": "intervals in steps: 100, target 400",
+    "R6": "intervals in steps: 100, target 400",
 }
 END = {"3m": 60, "2s3z": 120, "3s5z": 180}  # seconds
 
@@ -49,10 +51,11 @@ def cells(folder):
         for name in ("t_env", "wall_time", "test_win_rate")
     )
     clock = np.arange(30, min(END[folder.name.split("_")[1]], time[-1] + 1))
-    score = win[np.searchsorted(time, clock, side="right") - 1].mean() if len(clock) else 0.0
+    held = win[np.searchsorted(time, clock, side="right") - 1]
+    score = f"{held.mean():.2f}" if len(clock) else "-"
     won = first_of_three(win)
     when = "-" if won is None else f"{steps[won] / 1e3:.0f}k, {time[won]:.0f} s"
-    return f"{score:.2f}", when, f"{win[-3:].mean():.2f} at {steps[-1] / 1e3:.0f}k"
+    return score, when, f"{win[-3:].mean():.2f} at {steps[-1] / 1e3:.0f}k"
 
 
 def main():
