@@ -129,7 +129,8 @@ class QLearner:
         self.optimiser.zero_grad()
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_norm_clip)
-        self.optimiser.param_groups[0]["lr"] = self.lr
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr
         self.optimiser.step()
         weights = self.average.state_dict().values(), self.agent.state_dict().values()
         for mean, new in zip(*weights, strict=True):

@@ -305,6 +305,14 @@ def test_rmsprop_and_adam_take_their_textbook_first_step():
         make_learner(optimiser="sgd")
 
 
+def test_every_parameter_group_gets_the_learning_rate():
+    learner, more = make_learner(), torch.nn.Parameter(torch.zeros(1))
+    learner.optimiser.add_param_group({"params": [more], "lr": 1.0})
+    learner.lr = 0.01
+    learner.update(make_batch())
+    assert [group["lr"] for group in learner.optimiser.param_groups] == [0.01, 0.01]
+
+
 @pytest.mark.parametrize("kind", ["qmix", "iql"])
 def test_a_restored_learner_goes_on_exactly(kind):
     first, second = make_learner(kind, seed=0), make_learner(kind, seed=1)

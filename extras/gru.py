@@ -5,10 +5,10 @@
     n = tanh(W_in x + b_in + r (W_hn h + b_hn))         as torch.nn.GRU writes it)
     h' = (1 - z) n + z h
 
-The same numbers as torch.nn.GRU, to float32's rounding, in less than half of its time for such
-episodes: torch makes some thirty calls for every step, each too small to be worth it; here one
-compiled loop does them all, but for the matrix products, which numba leaves to scipy. To do
-without: RNNAgent(..., gru=torch.nn.GRU).
+The same numbers as torch.nn.GRU, to float32's rounding, and sooner for such episodes: torch makes
+some thirty calls for every step, each too small to be worth it; here one compiled loop does them
+all, but for the matrix products, which numba leaves to scipy. To do without: gru=torch.nn.GRU in
+make_agent of train.py.
 
 Not a script. See it at work: python train.py --map 2s3z
 
@@ -171,7 +171,7 @@ class Unroll(torch.autograd.Function):
     def backward(ctx, d_out):
         x, w_ih, w_hh, out = ctx.saved_tensors
         if ctx.kept is None:
-            raise RuntimeError("this gradient can be asked for once: run forward again")
+            raise RuntimeError("this gradient can be asked for once: build with gru=torch.nn.GRU")
         (d_from, d_n), ctx.kept = ctx.kept, None  # overwritten below
         d_out, states = d_out.clone(memory_format=torch.contiguous_format), torch.empty_like(out)
         call(unroll_rows_back, ctx.sizes, w_hh.contiguous(), out, d_from, d_n, states, d_out)
@@ -199,7 +199,7 @@ class GRU(nn.GRU):
         sequence = np.arange(sizes[0])
         last = (sizes[:, None] > sequence).sum(axis=0) - 1  # each one's last step
         ends = torch.from_numpy((sizes.cumsum() - sizes)[last] + sequence)  # and the row of it
-        return x._replace(data=out), out[ends].unsqueeze(0)
+        return x._replace(data=out), self.permute_hidden(out[ends].unsqueeze(0), x.unsorted_indices)
 
     def compiles(self, x: Tensor) -> bool:
         H = self.hidden_size

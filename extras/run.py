@@ -154,7 +154,10 @@ class Run:
         if self.rows:
             seconds = self.wall_time - self.rows[-1]["wall_time"]
             row["env_steps_per_s"] = (self.t_env - self.rows[-1]["t_env"]) / seconds
-        row |= {name: total / count for name, (total, count) in self.sums.items()}
+        means = {name: total / count for name, (total, count) in self.sums.items()}
+        if taken := row.keys() & means.keys():
+            raise ValueError(f"metrics.csv has a column {', '.join(taken)}: rename that statistic")
+        row |= means
         merit = itemgetter("test_win_rate", "test_return")
         best = all(merit(row) >= merit(other) for other in self.rows)
         self.rows.append(row)

@@ -99,7 +99,7 @@ def test_a_log_file_gets_plain_lines(whole, tmp_path, capsys):
 
 
 def test_rows_average_over_what_came_since_the_last_one(tmp_path, monkeypatch):
-    """What the loss returns becomes a column and a scalar by itself, whatever its name."""
+    """What the loss returns becomes a column and a scalar by itself."""
     calls, update = [], train.QLearner.update
 
     def spying(self, batch):
@@ -113,6 +113,15 @@ def test_rows_average_over_what_came_since_the_last_one(tmp_path, monkeypatch):
     for before, row in itertools.pairwise(rows):
         first, end = int(before["updates"]), int(row["updates"])
         assert float(row["mine"]) == pytest.approx(np.mean(calls[first:end]), rel=1e-5)
+
+
+def test_a_statistic_with_the_name_of_a_column_is_refused(tmp_path, monkeypatch):
+    update = train.QLearner.update
+    monkeypatch.setattr(
+        train.QLearner, "update", lambda *args: update(*args) | {"epsilon": torch.tensor(0.0)}
+    )
+    with pytest.raises(ValueError, match="has a column epsilon: rename"):
+        start(tmp_path / "run")
 
 
 def test_report_warns_when_the_win_rate_collapses():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import envs
 import train
@@ -90,6 +90,14 @@ def test_compiled_gru_equals_torchs_in_float64(sizes, wide, width):
         results.append([out, *torch.autograd.grad(loss, [inputs, *net.parameters()])])
     for got, wanted in zip(*results, strict=True):
         torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=2e-6 * len(sizes))
+
+
+def test_compiled_gru_ends_where_torchs_does():
+    """h_n, in the order of the sequences as they were given: here the longest is not first."""
+    rnn, sequences = gru.GRU(5, 4), [torch.randn(T, 5) for T in (2, 3, 1)]
+    _, ends = rnn(pack_sequence(sequences, enforce_sorted=False))  # (1, 3, 4)
+    wanted = [torch.nn.GRU.forward(rnn, x)[1] for x in sequences]  # (1, 4) each
+    torch.testing.assert_close(ends[0], torch.cat(wanted))
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e-3, 5.0, 7.9, 8.0, 1e30, math.inf, math.nan])
@@ -219,7 +227,7 @@ def test_threads_change_nothing(kind, n):
     torch.testing.assert_close(many.parameters, one.parameters, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("change", ["weighted", "sum"])
+@pytest.mark.parametrize("change", ["weighted", "sum", "always 1"])
 def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, capsys, change):
     """A mean over steps is divided; anything else is not, and that is said."""
     original = QLearner.loss
@@ -228,6 +236,8 @@ def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, 
         loss, stats = original(self, batch)
         if change == "sum":
             loss = loss * len(batch.reward)
+        if change == "always 1":  # and only its gradient tells
+            loss = loss / loss.detach()
         return 3 * loss, stats | {"mine": loss.detach()}
 
     monkeypatch.setattr(QLearner, "loss", changed)
@@ -235,7 +245,7 @@ def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, 
     threads.share_out(many, 2)
     stats, same = one.update(make_batch()), many.update(make_batch())
     torch.testing.assert_close(same, stats, rtol=1e-12, atol=1e-12)
-    assert ("no mean over steps" in capsys.readouterr().err) == (change == "sum")
+    assert ("no mean over steps" in capsys.readouterr().err) == (change != "weighted")
 
 
 def test_a_loss_that_is_a_mean_only_at_first_is_found_out(monkeypatch, capsys):
