@@ -44,22 +44,26 @@ from starcraft.simulator import BattleSim, StarCraft2Env, random_actions
 
 PARTS = ("simulator", "acting", "gradient", "train", "memory")
 JAXMARL_QMIX = "baselines/QLearning/qmix_rnn.py"
+IN_A_ROW = 5  # calls of one function that are timed before the next one's
 HERE = Path(__file__).resolve().parents[1]
 
 
 def medians(seconds, **functions):
-    """Seconds per call of each function. They take turns until `seconds` have passed, each after a
-    pause: threads of the one before may still spin, waiting for more work."""
+    """Seconds per call of each function. They take turns until `seconds` have passed, some calls at
+    a time, as training makes them. The first of these does not count: threads of the function
+    before may still spin, waiting for more work. (A pause instead slows down what comes after it:
+    the processor has to wake up.)"""
     times = {name: [] for name in functions}
     for function in functions.values():
         function()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, times.values())) < 3:
+    while time.perf_counter() < end or not all(times.values()):
         for name, function in functions.items():
-            time.sleep(0.01)
-            begun = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - begun)
+            for call in range(1 + IN_A_ROW):
+                begun = time.perf_counter()
+                function()
+                if call:
+                    times[name].append(time.perf_counter() - begun)
     return {name: float(np.median(values)) for name, values in times.items()}
 
 

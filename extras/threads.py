@@ -102,13 +102,13 @@ def shares(batch: Batch, parts: int) -> list[int]:
 
 def episodes(batch: Batch, first: int, end: int) -> Batch:
     """The batch of its episodes first to end - 1 alone."""
-    sizes = np.array(batch.sizes)
-    step = sizes.cumsum() - sizes  # (T + 1,) the row at which each step begins
-    sizes = np.clip(sizes - first, 0, end - first)
-    runs = [np.arange(row + first, row + first + n) for row, n in zip(step, sizes, strict=True)]
-    rows = torch.from_numpy(np.concatenate(runs)).to(batch.obs.device)  # (P,)
-    steps = rows[sizes[0] :] - batch.sizes[0]  # (F,)
-    part = {name: x[steps if name in DONE else rows] for name, x in batch._asdict().items()
-            if name not in ("acted", "sizes")}  # fmt: skip
+    B, episode = batch.sizes[0], np.arange(batch.sizes[0])
+    there = episode < np.array(batch.sizes)[:, None]  # (T + 1, B), and in this order the rows
+    ours = there & (first <= episode) & (episode < end)
+    rows = torch.from_numpy(np.flatnonzero(ours[there])).to(batch.obs.device)  # (P,)
+    steps = rows[end - first :] - B  # (F,)
+    part = {name: x[steps if name in DONE else rows]
+            for name, x in batch._asdict().items() if name not in ("acted", "sizes")}  # fmt: skip
     acted = torch.searchsorted(rows, batch.acted[steps])  # the same rows, counted in this part
+    sizes = ours.sum(axis=1)
     return Batch(**part, acted=acted, sizes=sizes[sizes > 0].tolist())
