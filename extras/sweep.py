@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
 import train
@@ -70,7 +71,7 @@ class Runner:
         return platform.node()
 
     def start(self, sources, files, argv):
-        """Begin a run or, if there are files {name: bytes} of it, go on with it."""
+        """Begin a run or, if there are files {name: array} of it, go on with it."""
         code = unpacked(sources)
         self.home = Path(tempfile.mkdtemp(prefix="qmix-run-"))
         self.folder, self.taken, self.told = self.home / "run", {}, False
@@ -91,7 +92,7 @@ class Runner:
         os.close(theirs)
 
     def news(self, stop):
-        """(exit status or None, names of all files, {name: bytes} of those that are new, the end of
+        """(exit status or None, names of all files, {name: array} of those that are new, the end of
         the output). Waits until there is a new checkpoint or the end, NEWS seconds at most.
         stop: ask the run to save and end."""
         if stop and not self.told:
@@ -126,12 +127,17 @@ class Runner:
             now = {name: mark for name, mark in now.items() if mark and not name.endswith(".tmp")}
             try:
                 new = [name for name, mark in now.items() if mark != self.taken.get(name)]
-                files = {name: (self.folder / name).read_bytes() for name in new}
+                files = {name: content(self.folder / name) for name in new}
             except FileNotFoundError:
                 continue
             if stamp(checkpoint) == before:
                 self.taken = now
                 return list(now), files
+
+
+def content(path):
+    """Its bytes, as an array: Ray copies these once, where it would pickle bytes."""
+    return np.fromfile(path, np.uint8)
 
 
 def stamp(path):
@@ -200,11 +206,11 @@ class Job:
             raise ValueError(f"{self.folder} is not finished, and has no checkpoint: move it away")
 
     def files(self):
-        """{name: bytes} of all that has come home; nothing if there is no checkpoint."""
+        """{name: array} of all that has come home; nothing if there is no checkpoint."""
         if not any((self.folder / name).exists() for name in CHECKPOINTS):
             return {}
         paths = [path for path in self.folder.rglob("*") if path.is_file()]
-        return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in paths}
+        return {path.relative_to(self.folder).as_posix(): content(path) for path in paths}
 
     def receive(self, names, files):
         """What `Runner.news` answered. The checkpoint is written last: it needs the rest."""
@@ -227,7 +233,7 @@ class Job:
 
 def with_revision(data):
     """config.json as train.py would have written it here, where the sources have a revision."""
-    config, here = json.loads(data), versions()
+    config, here = json.loads(bytes(data)), versions()
     config["versions"] |= {name: here[name] for name in here if name.startswith("git")}
     return (json.dumps(config, indent=2) + "\n").encode()
 
