@@ -54,7 +54,8 @@ SOURCES = "*.py", "extras/*.py", "starcraft/*.py", "starcraft/*.json"  # what a 
 # Flags of train.py that the sweep gives itself, or that are not for training.
 TAKEN = {"--map", "--mixer", "--seed", "--threads", "--runs", "--run-dir", "--resume", "--evaluate"}
 TAKEN |= {"--best", "--json", "--save-replay", "--init-from", "--device"}
-NEWS = 1.0  # seconds after which a runner answers even if nothing has happened
+NEWS = 2.0  # seconds after which a runner answers even if nothing has happened
+LOOK = 0.2  # seconds from one look at the run to the next, until there is something to answer
 TRIES = 3  # machines that a run may lose in a row before a test of it has come home
 LAST_LINES = 6  # of a failed run's output, that are shown
 CHILD = "import sys; from extras.sweep import child; sys.exit(child(*sys.argv[1:]))"
@@ -104,8 +105,7 @@ class Runner:
             names, files = self.collect(status is not None)
             if files or status is not None or time.monotonic() > end:
                 break
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.1)
+            time.sleep(LOOK)
         lines = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
         if status is not None:
             shutil.rmtree(self.home, ignore_errors=True)
