@@ -65,24 +65,27 @@ CHILD = "import sys; from extras.sweep import child; sys.exit(child(*sys.argv[1:
 
 
 class Runner:
-    """A Ray actor: one train.py in a process below it, in a private directory. What it writes is
-    taken home by the answers of `news`."""
+    """A Ray actor: one train.py in a process below it. On the driver's own machine it writes where
+    the run belongs; elsewhere into a private directory, and the answers of `news` take it home."""
 
     def where(self):
         return platform.node()
 
-    def start(self, sources, files, argv):
-        """Begin a run or, if there are files {name: array} of it, go on with it."""
-        code = unpacked(sources)
+    def start(self, sources, files, argv, folder=None):
+        """Begin a run or, if there are files {name: array} of it, go on with it. folder: where it
+        lies and shall lie, if this is the driver's own machine."""
+        code = unpacked(sources) if folder is None else HERE
         self.home = Path(tempfile.mkdtemp(prefix="qmix-run-"))
-        self.folder, self.taken, self.told = self.home / "run", {}, False
+        self.travels, self.folder = folder is None, folder or self.home / "run"
+        self.taken, self.told = {}, False
         for name, data in files.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             self.taken[name] = stamp(path)
         theirs, self.ours = os.pipe()  # never written to: it closes when this actor ends
-        argv = [*argv, "--resume" if files else "--run-dir", str(self.folder)]
+        begun = self.folder.exists() and any(self.folder.iterdir())
+        argv = [*argv, "--resume" if begun else "--run-dir", str(self.folder)]
         self.log = self.home / "log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
@@ -102,7 +105,7 @@ class Runner:
         end = time.monotonic() + NEWS
         while True:
             status = self.process.poll()
-            names, files = self.collect(status is not None)
+            names, files = self.collect(status is not None) if self.travels else ([], {})
             if files or status is not None or time.monotonic() > end:
                 break
             time.sleep(LOOK)
@@ -228,7 +231,7 @@ class Job:
                     path.unlink()
             with contextlib.suppress(OSError):  # not there, or not empty
                 (self.folder / "buffer").rmdir()
-            self.look()
+        self.look()
 
 
 def with_revision(data):
@@ -244,8 +247,9 @@ def with_revision(data):
 class Sweep:
     """Hands jobs to Ray until all are done, have failed, or a signal asks to stop."""
 
-    def __init__(self, ray, jobs, cores):
+    def __init__(self, ray, jobs, cores, address):
         self.ray, self.jobs, self.signal, self.error = ray, jobs, 0, ""
+        self.here = platform.node() if address is None else None  # where nothing has to travel
         self.left = [job for job in jobs if not job.done]
         self.Runner = ray.remote(num_cpus=cores)(Runner)
         self.sources = ray.put(packed(HERE, *SOURCES))
@@ -314,7 +318,10 @@ class Sweep:
         else:
             if what == "where":
                 job.running = True
-                self.ask(job, "start", self.sources, job.files(), job.argv)
+                if found == self.here:
+                    self.ask(job, "start", None, {}, job.argv, job.folder.resolve())
+                else:
+                    self.ask(job, "start", self.sources, job.files(), job.argv)
             elif what == "start":
                 self.ask(job, "news", bool(self.signal))
             else:
@@ -448,15 +455,16 @@ def main(argv=None):
         if not left:
             say(f"All {len(jobs)} runs in {args.out} are finished: there is nothing to do.")
             return 0
-        for job in left:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            locks.append(Lock(job.folder))
+        # Where nothing travels, it is train.py that locks the folder of a run.
+        for folder in [job.folder for job in left] if args.address else [args.out]:
+            folder.mkdir(parents=True, exist_ok=True)
+            locks.append(Lock(folder))
         ray = connect(args.address)
         nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         if max(nodes) < args.cores:
             raise ValueError(f"no machine has {args.cores} cores, at most {max(nodes):.0f}")
     travels(__name__)
-    sweep = Sweep(ray, jobs, args.cores)
+    sweep = Sweep(ray, jobs, args.cores, args.address)
     say(f"{args.out}: {sweep.summary()}; Ray has {sum(nodes):.0f} cores on {len(nodes)} machines")
     try:
         sweep.run()
@@ -466,9 +474,10 @@ def main(argv=None):
         sweep.error = " ".join(str(error).split())[:300]
     finally:
         ray.shutdown()
-        for lock, job in zip(locks, left, strict=True):
+        for lock in locks:
             lock.release()
-            with contextlib.suppress(OSError):  # something came home
+        for job in left:
+            with contextlib.suppress(OSError):  # there is something in it
                 job.folder.rmdir()
     failed = [job for job in jobs if job.failure]
     for job in failed:

@@ -208,6 +208,16 @@ def test_bad_flags_are_refused_before_anything_starts(tmp_path, capsys, argv, me
     assert not list(tmp_path.glob("out/*/*")) and not ray.is_initialized()
 
 
+def test_two_sweeps_in_one_place(tmp_path, capsys):
+    lock = sweep.Lock(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        sweep.main(["--env", "sim", "--maps", "3m", "--out", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2 and "another process trains in" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    lock.release()
+
+
 def test_other_flags_than_those_of_a_run_that_is_there(tmp_path, capsys):
     out = tmp_path / "out"
     alone(out / "two_step_qmix_s1", *TWO_STEP)
@@ -240,23 +250,27 @@ def test_results_without_checkpoints(tmp_path, capsys):
     assert "is not finished, and has no checkpoint" in capsys.readouterr().err
 
 
-def test_a_run_comes_home_whole_whenever_it_is_looked_at(tmp_path):
-    """A runner that is killed in the middle, without Ray: what came home goes on, exactly."""
+@pytest.mark.parametrize("here", [False, True], ids=["elsewhere", "here"])
+def test_a_run_comes_home_whole_whenever_it_is_looked_at(tmp_path, here):
+    """A runner that is killed in the middle, without Ray: what came home goes on, exactly. On the
+    driver's machine it is at home from the start, and nothing travels."""
     sources, argv = packed(sweep.HERE, *sweep.SOURCES), [*TWO_STEP, "--threads", "1"]
     whole, job = alone(tmp_path / "whole", *argv[:-2], "--steps", "1200"), tmp_path / "job"
     job = sweep.Job(job, [*argv, "--steps", "1200"], {"steps": 1200})
     runner, sittings = sweep.Runner(), 1
-    runner.start(sources, {}, job.argv)
+    runner.start(sources, {}, job.argv, job.folder if here else None)
     status = None
     while status is None:
         status, names, files, lines = runner.news(False)
+        assert not (here and files)
         job.receive(names, files)
         if job.t_env and sittings == 1:
             os.close(runner.ours)  # as the system does when the runner is killed
             assert runner.process.wait(10) == -signal.SIGKILL
             shutil.rmtree(runner.home)
             runner, sittings, status = sweep.Runner(), 2, None
-            runner.start(sources, job.files(), job.argv)
+            files = {} if here else job.files()
+            runner.start(sources, files, job.argv, job.folder if here else None)
     assert status == 0 and sittings == 2, lines
     assert job.done and same_run(whole, job.folder)
     assert not runner.home.exists()
