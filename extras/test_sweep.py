@@ -251,9 +251,11 @@ def test_results_without_checkpoints(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("here", [False, True], ids=["elsewhere", "here"])
-def test_a_run_comes_home_whole_whenever_it_is_looked_at(tmp_path, here):
+def test_a_run_comes_home_whole_whenever_it_is_looked_at(tmp_path, monkeypatch, here):
     """A runner that is killed in the middle, without Ray: what came home goes on, exactly. On the
     driver's machine it is at home from the start, and nothing travels."""
+    for name in ("NEWS", "LOOK"):
+        monkeypatch.setattr(sweep, name, 0.01)  # the whole run takes a second
     sources, argv = packed(sweep.HERE, *sweep.SOURCES), [*TWO_STEP, "--threads", "1"]
     whole, job = alone(tmp_path / "whole", *argv[:-2], "--steps", "1200"), tmp_path / "job"
     job = sweep.Job(job, [*argv, "--steps", "1200"], {"steps": 1200})
