@@ -84,7 +84,7 @@ class Runner:
             path.write_bytes(data)
             self.taken[name] = stamp(path)
         theirs, self.ours = os.pipe()  # never written to: it closes when this actor ends
-        begun = self.folder.exists() and any(self.folder.iterdir())
+        begun = (self.folder / "config.json").exists()
         argv = [*argv, "--resume" if begun else "--run-dir", str(self.folder)]
         self.log = self.home / "log"
         with open(self.log, "wb") as log:
@@ -170,6 +170,7 @@ class Job:
     flags: dict  # of train.py
     t_env: int = 0  # of the last test that came home
     win_rate: float = 0.0  # in it
+    most: int = 0  # of t_env in this sweep: what is lost takes it back
     runner: object = None  # the Ray actor
     running: bool = False
     lost: int = 0  # machines in a row, with no test come home between
@@ -328,10 +329,9 @@ class Sweep:
                 self.take(job, *found)
 
     def take(self, job, status, names, files, lines):
-        before = job.t_env
         job.receive(names, files)
-        if job.t_env > before:
-            job.lost = 0
+        if job.t_env > job.most:
+            job.most, job.lost = job.t_env, 0
         if status is None:
             self.ask(job, "news", bool(self.signal))
         elif job.done:
@@ -456,7 +456,7 @@ def main(argv=None):
             say(f"All {len(jobs)} runs in {args.out} are finished: there is nothing to do.")
             return 0
         # Where nothing travels, it is train.py that locks the folder of a run.
-        for folder in [job.folder for job in left] if args.address else [args.out]:
+        for folder in [args.out, *(job.folder for job in left if args.address)]:
             folder.mkdir(parents=True, exist_ok=True)
             locks.append(Lock(folder))
         ray = connect(args.address)
@@ -474,11 +474,11 @@ def main(argv=None):
         sweep.error = " ".join(str(error).split())[:300]
     finally:
         ray.shutdown()
-        for lock in locks:
-            lock.release()
         for job in left:
             with contextlib.suppress(OSError):  # there is something in it
                 job.folder.rmdir()
+        for lock in locks:
+            lock.release()
     failed = [job for job in jobs if job.failure]
     for job in failed:
         print(f"sweep.py: {job.folder.name} failed: {job.failure}", file=sys.stderr)

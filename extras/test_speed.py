@@ -248,6 +248,20 @@ def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, 
     assert ("no mean over steps" in capsys.readouterr().err) == (change != "weighted")
 
 
+def test_threads_with_gradients_that_do_not_lie_row_by_row(capsys):
+    """As einsum's do not."""
+    one, many = make_learner(), make_learner()
+    for learner in (one, many):
+        fc2 = learner.agent.fc2
+        fc2.forward = lambda x, fc2=fc2: torch.einsum("...i,ji->...j", x, fc2.weight) + fc2.bias
+    (gradient,) = torch.autograd.grad(one.loss(make_batch())[0], [one.agent.fc2.weight])
+    assert not gradient.is_contiguous()
+    threads.share_out(many, 2)
+    stats, same = one.update(make_batch()), many.update(make_batch())
+    torch.testing.assert_close(same, stats, rtol=1e-12, atol=1e-12)
+    assert not capsys.readouterr().err
+
+
 def test_a_loss_that_is_a_mean_only_at_first_is_found_out(monkeypatch, capsys):
     original, calls = QLearner.loss, []
 
