@@ -208,6 +208,17 @@ def test_bad_flags_are_refused_before_anything_starts(tmp_path, capsys, argv, me
     assert not list(tmp_path.glob("out/*/*")) and not ray.is_initialized()
 
 
+def test_a_test_that_is_done_again_is_no_progress(tmp_path):
+    """A run whose machine is lost after each row of metrics.csv, before its checkpoint, fails."""
+    job = sweep.Job(tmp_path, [], {"steps": 9000})
+    driver = sweep.Sweep.__new__(sweep.Sweep)
+    driver.signal, driver.ask = 0, lambda *_: None
+    for t_env, lost in ((1000, 0), (500, 2), (1000, 2), (1500, 0)):
+        job.lost, job.receive = 2, lambda *_, t_env=t_env: setattr(job, "t_env", t_env)
+        driver.take(job, None, [], {}, [])
+        assert job.lost == lost
+
+
 def test_two_sweeps_in_one_place(tmp_path, capsys):
     lock = sweep.Lock(tmp_path)
     with pytest.raises(SystemExit) as exit_:
