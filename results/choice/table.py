@@ -61,7 +61,7 @@ def cells(folder):
 def main():
     head = ["candidate", *FLAGS.values(), "also", "map", "seeds", "score", "90 % at", "last"]
     print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
-    folders = sorted(Path(__file__).parent.glob("*/"))
+    folders = sorted(path.parent for path in Path(__file__).parent.glob("*/config.json"))
     for (candidate, map_name), runs in groupby(folders, lambda f: f.name.split("_")[:2]):
         runs = list(runs)
         flags = json.loads((runs[0] / "config.json").read_text())["flags"]
