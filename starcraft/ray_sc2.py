@@ -8,8 +8,15 @@ SMAC: https://arxiv.org/abs/1902.04043. Not a script; every machine of the clust
 Shapes: E games, G games of one actor, N agents, A actions, O observation, S state.
 """
 
+import contextlib
+import hmac
+import multiprocessing.connection
+import pickle
 import platform
+import secrets
+import socket
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +36,37 @@ ANY = -1  # instead of an action: one that is available
 SOURCES = "starcraft/*.py", "starcraft/*.json"  # what a machine needs of this project
 GRACE = 60.0  # seconds that Ray may need beyond what the games need
 CLOSING = 10.0  # seconds in which games must have been closed before they are killed
+LOOK = 2.0  # seconds of silence until Ray is asked whether an actor is gone
+
+
+class Line:
+    """One end of a connection between two machines, for whatever can be pickled. What goes wrong
+    is an OSError or an EOFError."""
+
+    def __init__(self, connected):
+        self.socket, self.file = connected, connected.makefile("rb")
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, message):
+        self.socket.sendall(pickle.dumps(message))
+
+    def receive(self):
+        try:
+            return pickle.load(self.file)
+        except pickle.UnpicklingError as error:  # cut short
+            raise EOFError from error
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
 
 
 class Machine:
-    """A Ray actor: SMACWorkers on the machine that Ray chose.
+    """A Ray actor: SMACWorkers on the machine that Ray chose. Ray starts it and sees it end. The
+    games' steps go over a Line, since a call through Ray takes as much work as a step of a game.
 
-    Every method answers (what was asked for, (obs, state, avail_actions), starts); starts: the most
-    that one of its games has been started.
+    start, reset and step answer (what was asked for, (obs, state, avail_actions), starts); starts:
+    the most that one of its games has been started.
     """
 
     def __init__(self, sources):
@@ -43,6 +74,8 @@ class Machine:
 
     def start(self, map_name, n_envs, seed, timeout, make_game, stride):
         """Start the games. Raises GameUnavailable, which names this machine."""
+        from ray.util import get_node_ip_address
+
         from starcraft.sc2 import GameUnavailable, SMACWorkers, sc2_problem
 
         problem = sc2_problem(map_name) if make_game is None else None
@@ -50,7 +83,27 @@ class Machine:
             raise GameUnavailable(f"StarCraft II cannot be played on {platform.node()}: {problem}")
         self.env = SMACWorkers(map_name, n_envs, seed, timeout, make_game, stride)
         names = ("n_agents", "n_actions", "obs_dim", "state_dim", "episode_limit", "version")
-        return self.answer({name: getattr(self.env, name) for name in names})
+        about = {name: getattr(self.env, name) for name in names}
+        self.server = socket.create_server((get_node_ip_address(), 0))
+        return self.answer((about, self.server.getsockname()))
+
+    def play(self, key):
+        """Do what a trainer says who begins with `key`, until it hangs up. Raises what SMACWorkers
+        raises, which the trainer hears from Ray."""
+        while True:
+            trainer = Line(self.server.accept()[0])
+            with contextlib.suppress(OSError):
+                # unpickling what a stranger sends could do anything
+                if hmac.compare_digest(trainer.file.read(len(key)), key):
+                    break
+            trainer.close()
+        self.server.close()
+        while True:
+            try:
+                method, argument = trainer.receive()
+            except (OSError, EOFError):
+                return trainer.close()
+            trainer.send(getattr(self, method)(argument))
 
     def answer(self, what):
         env, starts = self.env, max(game.starts for game in self.env.games)
@@ -75,6 +128,7 @@ class Host:
     def __init__(self, first, end):
         self.part = slice(first, end)
         self.actor = self.starting = None  # starting: what Machine.start will answer
+        self.line = self.playing = None  # playing: how Machine.play will end
         self.spent = self.starts = 0  # starts of a game in actors before this one, and in this one
         self.steps = self.failures = 0  # failures: actors in a row that came to nothing
 
@@ -117,6 +171,7 @@ class RaySMAC:
             )
         n_envs = n_envs or room
         self.map_name, self.n_envs, self.seed, self.timeout = map_name, n_envs, seed, timeout
+        self.patience = START_PATIENCE * timeout + GRACE
         self.make_game, self.restarts, self.last_fault = make_game, 0, ""
         self.sources = self.ray.put(packed(Path(__file__).parents[1], *SOURCES))
         firsts = range(0, self.n_envs, games)
@@ -138,10 +193,8 @@ class RaySMAC:
         """Begin new episodes where mask (E,) is True, None: all. Waits for actors that start."""
         who = np.ones(self.n_envs, bool) if mask is None else np.asarray(mask)
         there = [host for host in self.hosts if who[host.part].any()]
-        asked = {
-            host.actor.reset.remote(who[host.part]): host for host in there if not host.starting
-        }
-        for host, _, seen in self._answers(asked):
+        asked = {host: who[host.part] for host in there if host.line}
+        for host, _, seen in self._answers("reset", asked):
             self._show(host, who[host.part], seen)
         for host, seen in self._await_started(there):
             self._show(host, who[host.part], seen)
@@ -152,12 +205,12 @@ class RaySMAC:
         actions = np.asarray(actions)
         check(actions, self.avail_actions, self.playing)
         rows = np.where(self.lost[:, None], ANY, actions)  # (E, N)
-        asked = {host.actor.step.remote(rows[host.part]): host for host in self.hosts}
+        asked = {host: rows[host.part] for host in self.hosts}
         for array in self._step[:-1]:
             array[:] = 0
         aborted = self._step.aborted
         aborted[:] = True
-        for host, result, seen in self._answers(asked):
+        for host, result, seen in self._answers("step", asked):
             for array, part in zip(self._step, result, strict=True):
                 array[host.part] = part
             self._show(host, slice(None), seen)
@@ -173,6 +226,8 @@ class RaySMAC:
     def close(self):
         """End all actors and their games. If it is never called, they end with this program."""
         actors = [host.actor for host in self.hosts if host.actor]
+        for host in self.hosts:
+            self._hang_up(host)
         if actors:
             closed = [actor.close.remote() for actor in actors]
             self.ray.wait(closed, num_returns=len(closed), timeout=CLOSING)
@@ -186,38 +241,79 @@ class RaySMAC:
     def _await_started(self, hosts):
         """Until each has an actor whose games run. Returns [(host, what they show)] of new ones."""
         new = []
-        while asked := {host.starting: host for host in hosts if host.starting}:
-            for host, about, seen in self._answers(asked):
-                host.starting = None
-                if not hasattr(self, "obs"):
-                    vars(self).update(about)
-                    make_arrays(self)
-                new.append((host, seen))
+        while starting := {host.starting: host for host in hosts if host.starting}:
+            ready, silent = self.ray.wait(
+                list(starting), num_returns=len(starting), timeout=self.patience
+            )
+            for host in map(starting.get, ready):
+                if answer := self._outcome(host, host.starting):
+                    (about, address), seen, host.starts = answer
+                    if not hasattr(self, "obs"):
+                        vars(self).update(about)
+                        make_arrays(self)
+                    if self._call(host, address):
+                        new.append((host, seen))
+            for host in map(starting.get, silent):
+                self._restart(host, "no answer in time")
         return new
 
-    def _answers(self, asked):
-        """Yield (host, what it was asked for, what its games show); asked: {reference: host}. Those
-        that are gone or silent are left out, and started anew."""
-        if not asked:
-            return
-        patience = START_PATIENCE * self.timeout + GRACE
-        ready, silent = self.ray.wait(list(asked), num_returns=len(asked), timeout=patience)
-        for reference in ready:
-            host = asked[reference]
-            try:
-                what, seen, host.starts = self.ray.get(reference)
-            except self.ray.exceptions.RayTaskError as error:  # of SMACWorkers
-                if isinstance(error.cause, GameUnavailable):
-                    raise GameUnavailable(str(error.cause)) from None
-                raise
-            except self.ray.exceptions.RayError as error:
-                self._restart(host, f"it is gone: {type(error).__name__}")
-            else:
-                yield host, what, seen
-        for reference in silent:
-            self._restart(asked[reference], "no answer in time")
+    def _call(self, host, address):
+        """Begin to talk to an actor whose games run; False: it was gone already."""
+        key, host.starting = secrets.token_bytes(32), None
+        host.playing = host.actor.play.remote(key)
+        try:
+            host.line = Line(socket.create_connection(address, self.patience))
+            host.line.socket.sendall(key)
+        except OSError as error:
+            self._restart(host, f"it cannot be reached: {error}")
+        return host.line is not None
+
+    def _answers(self, method, asked):
+        """Ask hosts, {host: argument of the method}, and yield (host, what it was asked for, what
+        its games show). Those that are gone or silent are left out, and started anew."""
+        for host, argument in asked.items():
+            with contextlib.suppress(OSError):  # heard of below
+                host.line.send((method, argument))
+        lines = {host.line.socket: host for host in asked}
+        deadline = time.monotonic() + self.patience
+        while lines and time.monotonic() < deadline:
+            ready = multiprocessing.connection.wait(list(lines), LOOK)
+            for host in map(lines.pop, ready):
+                try:
+                    what, seen, host.starts = host.line.receive()
+                except (OSError, EOFError):
+                    self._outcome(host, host.playing)
+                else:
+                    yield host, what, seen
+            if not ready:  # the line of a machine without power stays open
+                ended = {host.playing: line for line, host in lines.items()}
+                for playing in self.ray.wait(list(ended), num_returns=len(ended), timeout=0)[0]:
+                    self._outcome(lines.pop(ended[playing]), playing)
+        for host in lines.values():
+            self._restart(host, "no answer in time")
+
+    def _outcome(self, host, reference):
+        """The answer to a call through Ray that is over, or None: the actor is gone, or its line
+        is, and has been started anew."""
+        try:
+            if answer := self.ray.get(reference, timeout=CLOSING):
+                return answer
+            fault = "it hung up"
+        except self.ray.exceptions.RayTaskError as error:  # of SMACWorkers
+            if isinstance(error.cause, GameUnavailable):
+                raise GameUnavailable(str(error.cause)) from None
+            raise
+        except self.ray.exceptions.RayError as error:
+            fault = f"it is gone: {type(error).__name__}"
+        self._restart(host, fault)
+
+    def _hang_up(self, host):
+        if host.line:
+            host.line.close()
+        host.line = None
 
     def _restart(self, host, fault):
+        self._hang_up(host)
         self.ray.kill(host.actor)
         where = f"actor of games {host.part.start} to {host.part.stop - 1}"
         self.restarts, self.last_fault = self.restarts + 1, f"{where}: {fault}"

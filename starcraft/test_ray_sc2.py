@@ -8,10 +8,13 @@ test_sc2.py; the machines are those of ray.cluster_utils, all on this one.
 
 import os
 import pickle
+import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from functools import partial
+from multiprocessing.connection import wait
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
 from ray.cluster_utils import Cluster
 
-from .ray_sc2 import Machine, RaySMAC, travels
+from .ray_sc2 import Line, Machine, RaySMAC, travels
 
 LITTLE = {"object_store_memory": 80 * 2**20}  # bytes
 
@@ -102,9 +105,7 @@ def test_faults_and_a_lost_machine(games, cluster):
     env.reset()
     cluster.remove_node(cluster.second, allow_graceful=False)
     before = noted(games.folder, "pid")
-    with pytest.raises(ray.exceptions.RayError):
-        while True:  # the actor lives on for a moment
-            ray.get([host.actor.answer.remote(None) for host in env.hosts])
+    wait([host.line.socket for host in env.hosts])  # the actor lives on for a moment
     more, lost = play(env, 60, rng)
     episodes += more
     assert [step[-1].sum() for step in lost] == [2] and env.restarts == 1
@@ -125,9 +126,7 @@ def test_an_actor_lost_between_two_steps(games):
         env.step(random_actions(env.avail_actions, rng))
     actions, seen = random_actions(env.avail_actions, rng), env.obs.copy()
     ray.kill(env.hosts[0].actor)
-    with pytest.raises(ray.exceptions.RayActorError):
-        while True:  # it may live on for a moment
-            ray.get(env.hosts[0].actor.answer.remote(None))
+    wait([env.hosts[0].line.socket])  # it may live on for a moment
     env.reset(np.arange(4) == 0)
     assert env.restarts == 1 and not env.avail_actions[0, :, 0].any()
     assert (env.obs[1:] == seen[1:]).all()
@@ -138,6 +137,57 @@ def test_an_actor_lost_between_two_steps(games):
     env.reset(step.aborted)
     episodes, aborts = play(env, 60, rng)
     assert episodes and not aborts
+
+
+def test_a_machine_without_power_leaves_its_line_open(games):
+    env = games()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        env.hosts[1].line.close()
+        env.hosts[1].line = Line(socket.create_connection(silent.getsockname()))
+        ray.kill(env.hosts[1].actor)
+        step = env.step(env.avail_actions.argmax(-1))
+    assert step.aborted.tolist() == [False, False, True, True] and env.restarts == 1
+    assert "it is gone: ActorDied" in env.last_fault  # and not "no answer in time", much later
+    env.reset(step.aborted)
+    assert not play(env, 20, np.random.default_rng(3))[1]
+
+
+class Echo(Machine):
+    """Answers what it was told."""
+
+    def __init__(self):
+        self.server = socket.create_server(("127.0.0.1", 0))
+
+    def echo(self, words):
+        return words
+
+
+@pytest.mark.filterwarnings("error")  # of what the thread raises
+def test_strangers_are_hung_up_on_unheard(tmp_path):
+    echo, key, spoilt = Echo(), b"k" * 32, tmp_path / "spoilt"
+
+    class Poison:
+        def __reduce__(self):
+            return spoilt.touch, ()
+
+    playing = threading.Thread(target=echo.play, args=(key,), daemon=True)
+    playing.start()
+    message = pickle.dumps(("echo", Poison()))
+    for first in (b"", key[:-1], b"x" * 32 + message):
+        stranger = Line(socket.create_connection(echo.server.getsockname()))
+        stranger.socket.sendall(first)
+        with pytest.raises((OSError, EOFError)):
+            stranger.socket.shutdown(socket.SHUT_WR)
+            stranger.receive()
+        stranger.close()
+    trainer = Line(socket.create_connection(echo.server.getsockname()))
+    trainer.socket.sendall(key)
+    trainer.send(("echo", "words"))
+    assert trainer.receive() == "words" and not spoilt.exists()
+    trainer.socket.sendall(message[:-1])  # its machine died in the middle
+    trainer.close()
+    playing.join(20)
+    assert not playing.is_alive()
 
 
 def test_what_cannot_be_had_is_said_in_one_line(cluster):
