@@ -35,17 +35,21 @@ from .sc2 import (
 ANY = -1  # instead of an action: one that is available
 SOURCES = "starcraft/*.py", "starcraft/*.json"  # what a machine needs of this project
 GRACE = 60.0  # seconds that Ray may need beyond what the games need
-CLOSING = 10.0  # seconds in which games must have been closed before they are killed
+SHORT = 10.0  # seconds for what takes no time if nothing is wrong
 LOOK = 2.0  # seconds of silence until Ray is asked whether an actor is gone
 
 
 class Line:
-    """One end of a connection between two machines, for whatever can be pickled. What goes wrong
-    is an OSError or an EOFError."""
+    """One end of a connection between two machines, for whatever can be pickled. Raises OSError or
+    EOFError when it breaks. Who knows the key is trusted, and so is the network, as Ray trusts it.
+    """
 
     def __init__(self, connected):
         self.socket, self.file = connected, connected.makefile("rb")
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def fileno(self):
+        return self.socket.fileno()
 
     def send(self, message):
         self.socket.sendall(pickle.dumps(message))
@@ -62,8 +66,9 @@ class Line:
 
 
 class Machine:
-    """A Ray actor: SMACWorkers on the machine that Ray chose. Ray starts it and sees it end. The
-    games' steps go over a Line, since a call through Ray takes as much work as a step of a game.
+    """A Ray actor: SMACWorkers on the machine that Ray chose. Ray starts this process and tells
+    when it has died. What the games are asked goes over a Line instead, because a call through Ray
+    takes as much work as a step of a game.
 
     start, reset and step answer (what was asked for, (obs, state, avail_actions), starts); starts:
     the most that one of its games has been started.
@@ -84,26 +89,33 @@ class Machine:
         self.env = SMACWorkers(map_name, n_envs, seed, timeout, make_game, stride)
         names = ("n_agents", "n_actions", "obs_dim", "state_dim", "episode_limit", "version")
         about = {name: getattr(self.env, name) for name in names}
-        self.server = socket.create_server((get_node_ip_address(), 0))
-        return self.answer((about, self.server.getsockname()))
+        node = get_node_ip_address()
+        # the address by which others know this machine need not be its own
+        self.server = socket.create_server((node if node.startswith("127.") else "", 0))
+        return self.answer((about, (node, self.server.getsockname()[1])))
 
     def play(self, key):
-        """Do what a trainer says who begins with `key`, until it hangs up. Raises what SMACWorkers
-        raises, which the trainer hears from Ray."""
+        """Serve the first connection that begins with `key`, until it closes. What SMACWorkers
+        raises ends this call, so that the trainer hears of it from Ray."""
         while True:
             trainer = Line(self.server.accept()[0])
+            trainer.socket.settimeout(SHORT)
             with contextlib.suppress(OSError):
                 # unpickling what a stranger sends could do anything
                 if hmac.compare_digest(trainer.file.read(len(key)), key):
                     break
             trainer.close()
         self.server.close()
-        while True:
-            try:
-                method, argument = trainer.receive()
-            except (OSError, EOFError):
-                return trainer.close()
-            trainer.send(getattr(self, method)(argument))
+        trainer.socket.settimeout(None)
+        with contextlib.closing(trainer):
+            while True:
+                try:
+                    method, argument = trainer.receive()
+                except (OSError, EOFError):
+                    return
+                answer = getattr(self, method)(argument)
+                with contextlib.suppress(OSError):  # receive() will fail as well
+                    trainer.send(answer)
 
     def answer(self, what):
         env, starts = self.env, max(game.starts for game in self.env.games)
@@ -128,7 +140,7 @@ class Host:
     def __init__(self, first, end):
         self.part = slice(first, end)
         self.actor = self.starting = None  # starting: what Machine.start will answer
-        self.line = self.playing = None  # playing: how Machine.play will end
+        self.line = self.ending = None  # ending: how Machine.play will end
         self.spent = self.starts = 0  # starts of a game in actors before this one, and in this one
         self.steps = self.failures = 0  # failures: actors in a row that came to nothing
 
@@ -230,7 +242,7 @@ class RaySMAC:
             self._hang_up(host)
         if actors:
             closed = [actor.close.remote() for actor in actors]
-            self.ray.wait(closed, num_returns=len(closed), timeout=CLOSING)
+            self.ray.wait(closed, num_returns=len(closed), timeout=SHORT)
         for actor in actors:
             self.ray.kill(actor)
 
@@ -258,47 +270,52 @@ class RaySMAC:
         return new
 
     def _call(self, host, address):
-        """Begin to talk to an actor whose games run; False: it was gone already."""
-        key, host.starting = secrets.token_bytes(32), None
-        host.playing = host.actor.play.remote(key)
+        """Begin to talk to an actor whose games run; False: it cannot be reached."""
+        key = secrets.token_bytes(32)
+        host.starting, host.ending = None, host.actor.play.remote(key)
         try:
-            host.line = Line(socket.create_connection(address, self.patience))
+            # SHORT is also the limit for the rest of an answer that has begun
+            host.line = Line(socket.create_connection(address, SHORT))
             host.line.socket.sendall(key)
         except OSError as error:
-            self._restart(host, f"it cannot be reached: {error}")
+            node, port = address
+            self._restart(host, f"{node}, port {port}, cannot be reached (a firewall?): {error}")
         return host.line is not None
 
     def _answers(self, method, asked):
         """Ask hosts, {host: argument of the method}, and yield (host, what it was asked for, what
         its games show). Those that are gone or silent are left out, and started anew."""
         for host, argument in asked.items():
-            with contextlib.suppress(OSError):  # heard of below
+            with contextlib.suppress(OSError):  # receive() will fail as well
                 host.line.send((method, argument))
-        lines = {host.line.socket: host for host in asked}
+        lines = {host.line: host for host in asked}
         deadline = time.monotonic() + self.patience
-        while lines and time.monotonic() < deadline:
+        while lines:
             ready = multiprocessing.connection.wait(list(lines), LOOK)
             for host in map(lines.pop, ready):
                 try:
                     what, seen, host.starts = host.line.receive()
                 except (OSError, EOFError):
-                    self._outcome(host, host.playing)
+                    self._outcome(host, host.ending)
                 else:
                     yield host, what, seen
             if not ready:  # the line of a machine without power stays open
-                ended = {host.playing: line for line, host in lines.items()}
-                for playing in self.ray.wait(list(ended), num_returns=len(ended), timeout=0)[0]:
-                    self._outcome(lines.pop(ended[playing]), playing)
+                ended = {host.ending: line for line, host in lines.items()}
+                for ending in self.ray.wait(list(ended), num_returns=len(ended), timeout=0)[0]:
+                    self._outcome(lines.pop(ended[ending]), ending)
+                if time.monotonic() > deadline:
+                    break
         for host in lines.values():
             self._restart(host, "no answer in time")
 
     def _outcome(self, host, reference):
-        """The answer to a call through Ray that is over, or None: the actor is gone, or its line
-        is, and has been started anew."""
+        """The answer of a call through Ray, or None: there is none, and the host was restarted."""
+        fault = "its connection broke"
         try:
-            if answer := self.ray.get(reference, timeout=CLOSING):
+            if answer := self.ray.get(reference, timeout=SHORT):
                 return answer
-            fault = "it hung up"
+        except self.ray.exceptions.GetTimeoutError:
+            pass  # the actor lives, and has not noticed yet
         except self.ray.exceptions.RayTaskError as error:  # of SMACWorkers
             if isinstance(error.cause, GameUnavailable):
                 raise GameUnavailable(str(error.cause)) from None

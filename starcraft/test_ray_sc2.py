@@ -6,15 +6,19 @@ test_sc2.py; the machines are those of ray.cluster_utils, all on this one.
     python -m pytest starcraft/test_ray_sc2.py
 """
 
+import contextlib
 import os
 import pickle
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from functools import partial
 from multiprocessing.connection import wait
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +31,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
 from ray.cluster_utils import Cluster
 
-from .ray_sc2 import Line, Machine, RaySMAC, travels
+from . import ray_sc2
+from .ray_sc2 import Host, Line, Machine, RaySMAC, travels
 
 LITTLE = {"object_store_memory": 80 * 2**20}  # bytes
 
@@ -105,7 +110,7 @@ def test_faults_and_a_lost_machine(games, cluster):
     env.reset()
     cluster.remove_node(cluster.second, allow_graceful=False)
     before = noted(games.folder, "pid")
-    wait([host.line.socket for host in env.hosts])  # the actor lives on for a moment
+    assert wait([host.line for host in env.hosts], 20)  # the actor lives on for a moment
     more, lost = play(env, 60, rng)
     episodes += more
     assert [step[-1].sum() for step in lost] == [2] and env.restarts == 1
@@ -126,7 +131,7 @@ def test_an_actor_lost_between_two_steps(games):
         env.step(random_actions(env.avail_actions, rng))
     actions, seen = random_actions(env.avail_actions, rng), env.obs.copy()
     ray.kill(env.hosts[0].actor)
-    wait([env.hosts[0].line.socket])  # it may live on for a moment
+    assert wait([env.hosts[0].line], 20)  # it may live on for a moment
     env.reset(np.arange(4) == 0)
     assert env.restarts == 1 and not env.avail_actions[0, :, 0].any()
     assert (env.obs[1:] == seen[1:]).all()
@@ -143,7 +148,7 @@ def test_a_machine_without_power_leaves_its_line_open(games):
     env = games()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         env.hosts[1].line.close()
-        env.hosts[1].line = Line(socket.create_connection(silent.getsockname()))
+        env.hosts[1].line = Line(socket.create_connection(silent.getsockname(), 20))
         ray.kill(env.hosts[1].actor)
         step = env.step(env.avail_actions.argmax(-1))
     assert step.aborted.tolist() == [False, False, True, True] and env.restarts == 1
@@ -153,17 +158,23 @@ def test_a_machine_without_power_leaves_its_line_open(games):
 
 
 class Echo(Machine):
-    """Answers what it was told."""
+    """Answers what it was told, after some seconds."""
 
     def __init__(self):
         self.server = socket.create_server(("127.0.0.1", 0))
 
-    def echo(self, words):
+    def call(self):
+        return Line(socket.create_connection(self.server.getsockname(), 20))
+
+    def echo(self, told):
+        seconds, words = told
+        time.sleep(seconds)
         return words
 
 
 @pytest.mark.filterwarnings("error")  # of what the thread raises
-def test_strangers_are_hung_up_on_unheard(tmp_path):
+def test_strangers_are_hung_up_on_unheard(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_sc2, "SHORT", 0.5)
     echo, key, spoilt = Echo(), b"k" * 32, tmp_path / "spoilt"
 
     class Poison:
@@ -172,22 +183,64 @@ def test_strangers_are_hung_up_on_unheard(tmp_path):
 
     playing = threading.Thread(target=echo.play, args=(key,), daemon=True)
     playing.start()
-    message = pickle.dumps(("echo", Poison()))
-    for first in (b"", key[:-1], b"x" * 32 + message):
-        stranger = Line(socket.create_connection(echo.server.getsockname()))
-        stranger.socket.sendall(first)
-        with pytest.raises((OSError, EOFError)):
-            stranger.socket.shutdown(socket.SHUT_WR)
-            stranger.receive()
-        stranger.close()
-    trainer = Line(socket.create_connection(echo.server.getsockname()))
-    trainer.socket.sendall(key)
-    trainer.send(("echo", "words"))
-    assert trainer.receive() == "words" and not spoilt.exists()
-    trainer.socket.sendall(message[:-1])  # its machine died in the middle
+    with contextlib.closing(echo.call()):  # and says nothing
+        for first in (b"", key[:-1], b"x" * 32 + pickle.dumps(("echo", Poison()))):
+            stranger = echo.call()
+            stranger.socket.sendall(first)
+            with pytest.raises((OSError, EOFError)):
+                stranger.socket.shutdown(socket.SHUT_WR)
+                stranger.receive()
+            stranger.close()
+        trainer = echo.call()
+        trainer.socket.sendall(key)
+        time.sleep(2 * ray_sc2.SHORT)  # gradient steps take longer
+        trainer.send(("echo", (0, "words")))
+        assert trainer.receive() == "words" and not spoilt.exists()
+    trainer.socket.sendall(pickle.dumps("echo")[:-1])  # its machine died in the middle
     trainer.close()
     playing.join(20)
     assert not playing.is_alive()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_line_that_breaks_during_a_step_is_no_fault_of_the_actor():
+    echo = Echo()
+    trainer = echo.call()
+    playing = threading.Thread(target=echo.play, args=(b"k",), daemon=True)
+    playing.start()
+    trainer.socket.sendall(b"k")
+    trainer.send(("echo", (0.5, "words")))
+    time.sleep(0.2)
+    reset = struct.pack("ii", 1, 0)  # as a network does it that has lost the connection
+    trainer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    trainer.close()
+    playing.join(20)
+    assert not playing.is_alive()
+
+
+def test_answers_that_have_come_count_even_late():
+    """After Ctrl-Z, say. And one host that stops in the middle of an answer holds up no other."""
+    env, hosts, ends, gone = RaySMAC.__new__(RaySMAC), [], [], []
+    env.patience = -1.0
+    env.ray = SimpleNamespace(wait=lambda references, **_: ([], references))
+    env._restart = lambda host, fault: gone.append((hosts.index(host), fault))
+    env._outcome = lambda host, reference: gone.append((hosts.index(host), reference))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for i in range(4):
+            hosts.append(Host(i, i + 1))
+            hosts[i].line = Line(socket.create_connection(server.getsockname(), 0.5))
+            hosts[i].ending = "it ended"
+            ends.append(Line(server.accept()[0]))
+    for i in (0, 3):
+        ends[i].send((f"answer {i}", None, 1))
+    ends[1].socket.sendall(pickle.dumps("half an answer")[:-1])
+    answers = {
+        hosts.index(host): what for host, what, _ in env._answers("step", dict.fromkeys(hosts))
+    }
+    assert answers == {0: "answer 0", 3: "answer 3"}
+    assert gone == [(1, "it ended"), (2, "no answer in time")]
+    for line in (*ends, *(host.line for host in hosts)):
+        line.close()
 
 
 def test_what_cannot_be_had_is_said_in_one_line(cluster):
