@@ -423,14 +423,16 @@ def acquire(i, units, world, book):
     """An enemy, or a Colossus that fires at will (only as far as its weapon reaches), looks for a
     target among the opponents it can hit, those that can hit back first.
 
-    When its weapon is ready, or its target has left weapon range, it looks at those in weapon
-    range: first come those that have it as their own target, then the target it has, and among
-    equals it draws (`python -m starcraft.recorded` counts how often that is the one it killed). If
-    nobody is there it keeps its target, up to the leash. Without one, also after its target has
-    died, it looks around every SCAN_EVERY loops as far as it sees (`scan`), for one in weapon
-    range, or else for the nearest; so does one that has to go round something on its way. Who hunts
-    keeps its target, the first of which is drawn (see begin), until it is dead; then it takes the
-    nearest, however far.
+    It does not look while its weapon cools down and its target is in weapon range. Else it looks
+    every SCAN_EVERY loops as far as it sees (`scan`), and if it has a target, in the loops between
+    as far as its weapon reaches. Who is in weapon range comes first: those that have it as their
+    own target, then the target it has, and among equals it draws (`python -m starcraft.recorded`
+    counts how often that is the one it killed). Beyond, too, those that have it as their own target
+    come first, and then the nearest. So it does not go on chasing one while another shoots at it:
+    in the game two Marines that fire by turns win 2m_vs_1z, 98 % after 50,000 steps
+    (https://arxiv.org/abs/2506.18537, Table 2). If nobody is there it keeps its target, up to the
+    leash. Who hunts keeps its target, the first of which is drawn (see begin), until it is dead;
+    then it takes the nearest, however far.
     """
     u = units[i]
     kind = world.kinds[u.kind]
@@ -442,10 +444,10 @@ def acquire(i, units, world, book):
             return
         if gap > LEASH:
             u.target = -1
-        elif u.detour == 0 or not looks:
-            scan = kind.range
-    if u.target < 0 and not looks:
-        return
+    if not looks:
+        if u.target < 0:
+            return
+        scan = kind.range
     nearest, drawn_from, kept = np.inf, 0.0, u.target
     for j in opponents(u, units, world):
         v = units[j]
@@ -455,6 +457,8 @@ def acquire(i, units, world, book):
                 gap = max(gap - kind.range, 0.0)  # all in weapon range are equally near
                 if gap == 0.0:
                     gap -= 2.0 * (v.target == i) + 1.0 * (j == kept)
+                elif v.target != i:
+                    gap += 100.0
                 if not world.kinds[v.kind].threatens:
                     gap += 1000.0
                 if gap < nearest:

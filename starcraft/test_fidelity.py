@@ -159,6 +159,18 @@ def test_an_enemy_turns_on_one_of_its_attackers():
     assert (first + third == 0).all() and (second > 0).all()
 
 
+@pytest.mark.parametrize("shoots", [True, False])
+def test_a_zealot_that_chases_turns_on_who_shoots_at_it(shoots):
+    """One Marine walks away from it. The other one is farther off, and shoots or stands."""
+    sim = BattleSim("2m_vs_1z", terrain=np.ones((32, 32), bool))
+    units = sim.units[0]
+    units["x"], units["y"] = (20, 15, 17), (16, 12, 16)
+    units["target"][2] = 0
+    sim.avail_actions[:] = True  # as units stand, not as created
+    sim.step(np.array([[EAST, FIRST_TARGET if shoots else STOP]]))
+    assert units["target"][2] == (1 if shoots else 0)
+
+
 @pytest.mark.parametrize(("name", "bits", "aimed"), [("8m", 3.2, 0.5), ("2s3z", 3.2, 0.53)])
 def test_recorded_orders_lead_to_recorded_deaths(name, bits, aimed):
     """Of agents that fell in 12 battles: bits of surprise, and how often the killer was aiming at
