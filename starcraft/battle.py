@@ -425,14 +425,14 @@ def acquire(i, units, world, book):
 
     It does not look while its weapon cools down and its target is in weapon range. Else it looks
     every SCAN_EVERY loops as far as it sees (`scan`), and if it has a target, in the loops between
-    as far as its weapon reaches. Who is in weapon range comes first: those that have it as their
-    own target, then the target it has, and among equals it draws (`python -m starcraft.recorded`
-    counts how often that is the one it killed). Beyond, too, those that have it as their own target
-    come first, and then the nearest. So it does not go on chasing one while another shoots at it:
-    in the game two Marines that fire by turns win 2m_vs_1z, 98 % after 50,000 steps
-    (https://arxiv.org/abs/2506.18537, Table 2). If nobody is there it keeps its target, up to the
-    leash. Who hunts keeps its target, the first of which is drawn (see begin), until it is dead;
-    then it takes the nearest, however far.
+    as far as its weapon reaches. Who is in weapon range comes before all others; of either group
+    first come those that have it as their own target, then the target it has, then the nearest; all
+    in weapon range are equally near, and among equals it draws (`python -m starcraft.recorded`
+    counts how often the target is the one it killed). So it does not go on chasing one while
+    another shoots at it: in the game two Marines that fire by turns win 2m_vs_1z, 98 % after 50,000
+    steps (https://arxiv.org/abs/2506.18537, Table 2). If it sees nobody it keeps its target, up to
+    the leash. Who hunts keeps its target, the first of which is drawn (see begin), until it is
+    dead; then it takes the nearest, however far.
     """
     u = units[i]
     kind = world.kinds[u.kind]
@@ -448,22 +448,18 @@ def acquire(i, units, world, book):
         if u.target < 0:
             return
         scan = kind.range
-    nearest, drawn_from, kept = np.inf, 0.0, u.target
+    first, drawn_from, kept = np.inf, 0.0, u.target
     for j in opponents(u, units, world):
         v = units[j]
         if v.health > 0 and kind.weapon & world.kinds[v.kind].seen_as:
             gap = distance(u, v) - u.radius - v.radius
             if gap <= scan:
-                gap = max(gap - kind.range, 0.0)  # all in weapon range are equally near
-                if gap == 0.0:
-                    gap -= 2.0 * (v.target == i) + 1.0 * (j == kept)
-                elif v.target != i:
-                    gap += 100.0
-                if not world.kinds[v.kind].threatens:
-                    gap += 1000.0
-                if gap < nearest:
-                    nearest, drawn_from = gap, 0.0
-                if gap == nearest:
+                rank = max(gap - kind.range, 0.0)
+                rank += 400.0 * (gap > kind.range) - 200.0 * (v.target == i) - 100.0 * (j == kept)
+                rank += 1000.0 * (not world.kinds[v.kind].threatens)
+                if rank < first:
+                    first, drawn_from = rank, 0.0
+                if rank == first:
                     drawn_from += 1.0
                     if uniform(book, 0.0, drawn_from) < 1.0:
                         u.target = j
