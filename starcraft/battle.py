@@ -43,10 +43,10 @@ from .maps import (
 )
 
 STAY = -1.0  # instead of a distance to walk up to
-SCAN_EVERY, SCAN_AT = 4, 2  # who has no target looks around at loops 2, 6, 10, ...
+SCAN_EVERY, SCAN_AT = 4, 2  # enemies look as far as they see at loops 2, 6, 10, ...
 INSIDE = 0.02  # how far into its range a unit walks, so that rounding cannot stop it short
 CALL_RADIUS = 4.0  # game data (CallForHelp): friends so near help who is struck
-LEASH = 21.0  # a chased target farther away than this is given up
+LEASH = 21.0  # a chased target farther away than this is given up, even for nobody
 SAME_WAY = 0.9  # cosine of the angle up to which two units walk the same way
 HEADINGS = 16  # directions that a blocked unit tries
 HALF_TURN = HEADINGS // 2
@@ -420,19 +420,21 @@ def heal(i, j, units, world):
 
 @njit(**JIT)
 def acquire(i, units, world, book):
-    """An enemy, or a Colossus that fires at will (only as far as its weapon reaches), looks for a
-    target among the opponents it can hit, those that can hit back first.
+    """An enemy, or a Colossus that fires at will, looks for a target among those it can hit.
+    (`live` does not ask while a weapon is raised, or between the two blows of a Zealot.)
 
-    It does not look while its weapon cools down and its target is in weapon range. Else it looks
-    every SCAN_EVERY loops as far as it sees (`scan`), and if it has a target, in the loops between
-    as far as its weapon reaches. Who is in weapon range comes before all others; of either group
-    first come those that have it as their own target, then the target it has, then the nearest; all
-    in weapon range are equally near, and among equals it draws (`python -m starcraft.recorded`
-    counts how often the target is the one it killed). So it does not go on chasing one while
-    another shoots at it: in the game two Marines that fire by turns win 2m_vs_1z, 98 % after 50,000
-    steps (https://arxiv.org/abs/2506.18537, Table 2). If it sees nobody it keeps its target, up to
-    the leash. Who hunts keeps its target, the first of which is drawn (see begin), until it is
-    dead; then it takes the nearest, however far.
+    It keeps its target without a look while that is in weapon range and the weapon cools down. Else
+    it looks: every SCAN_EVERY loops as far as it sees (`scan`; with a target, no less far than its
+    weapon reaches), in the loops between only if it has a target, and only in weapon range. It
+    takes, in this order: who threatens (an enemy's Medivac does not, an agent's does); who is in
+    weapon range; who has it as its own target; the target it has; the nearest, but in weapon range
+    all are equally near, and it draws. (`python -m starcraft.recorded` counts how often the target
+    is the one it killed.) So it turns on who shoots at it while it chases another: in the game two
+    Marines that fire by turns win 2m_vs_1z, 98 % after 50,000 steps
+    (https://arxiv.org/abs/2506.18537, Table 2). If it sees nobody it keeps its target, up to the
+    leash; one that is farther off than it sees is given up for anybody it sees. Who hunts keeps its
+    target, the first of which is drawn (see begin), until it is dead; then it chooses in the same
+    order, at any distance. A Colossus that fires at will has no target to keep.
     """
     u = units[i]
     kind = world.kinds[u.kind]
@@ -448,12 +450,15 @@ def acquire(i, units, world, book):
         if u.target < 0:
             return
         scan = kind.range
+    elif u.target >= 0:
+        scan = max(scan, kind.range)
     first, drawn_from, kept = np.inf, 0.0, u.target
     for j in opponents(u, units, world):
         v = units[j]
         if v.health > 0 and kind.weapon & world.kinds[v.kind].seen_as:
             gap = distance(u, v) - u.radius - v.radius
             if gap <= scan:
+                # a hundred is more than any distance on these maps
                 rank = max(gap - kind.range, 0.0)
                 rank += 400.0 * (gap > kind.range) - 200.0 * (v.target == i) - 100.0 * (j == kept)
                 rank += 1000.0 * (not world.kinds[v.kind].threatens)
