@@ -13,8 +13,8 @@ import os
 import shutil
 import socket
 import sys
-import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 from .machine import cores
@@ -72,11 +72,10 @@ def packed(folder, *patterns):
     """The files of a folder that fit one of the patterns, as bytes; the same files, same bytes."""
     paths = sorted({path for pattern in patterns for path in Path(folder).glob(pattern)})
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for path in paths:
-            entry = tarfile.TarInfo(path.relative_to(folder).as_posix())
-            entry.size = path.stat().st_size
-            archive.addfile(entry, io.BytesIO(path.read_bytes()))
+            name = path.relative_to(folder).as_posix()
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes())  # dated 1980
     return file.getvalue()
 
 
@@ -88,8 +87,8 @@ def unpacked(sources):
     folder = cache / hashlib.sha256(sources).hexdigest()[:16]
     if not folder.exists():
         new = tempfile.mkdtemp(dir=cache)
-        with tarfile.open(fileobj=io.BytesIO(sources)) as archive:
-            archive.extractall(new, filter="data")
+        with zipfile.ZipFile(io.BytesIO(sources)) as archive:
+            archive.extractall(new)
         try:
             os.rename(new, folder)
         except OSError:  # somebody else was first
