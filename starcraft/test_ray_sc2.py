@@ -147,10 +147,11 @@ def test_an_actor_lost_between_two_steps(games):
 def test_a_machine_without_power_leaves_its_line_open(games):
     env = games()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        env.hosts[1].line.close()
+        true_line = env.hosts[1].line
         env.hosts[1].line = Line(socket.create_connection(silent.getsockname(), 20))
         ray.kill(env.hosts[1].actor)
         step = env.step(env.avail_actions.argmax(-1))
+        true_line.close()
     assert step.aborted.tolist() == [False, False, True, True] and env.restarts == 1
     assert "it is gone: ActorDied" in env.last_fault  # and not "no answer in time", much later
     env.reset(step.aborted)
