@@ -306,7 +306,8 @@ def test_enemies_see_targets_at_five_and_a_half_cells(kind):
 def test_a_zergling_keeps_the_colossus_it_was_sent_against():
     """Recorded on 2c_vs_64zg: 17 of 28 ran to the farther one.
 
-    One Colossus on either side of them. Others would turn to the nearer one.
+    One Colossus on either side of them: they run into each other, and go round each other. Others
+    would turn to the nearer one.
     """
     sim = BattleSim("2c_vs_64zg", 8)
     targets = sim.units["target"][:, 2:].copy()
@@ -314,6 +315,7 @@ def test_a_zergling_keeps_the_colossus_it_was_sent_against():
     sim.units["x"][:, :2], sim.units["y"][:, :2] = (8, 24), 9
     sim.units["health"][:, :2] = 1e9
     sim.step(np.full((8, 2), STOP))
+    assert (sim.units["detour"][:, 2:] != 0).mean() > 0.2
     assert (sim.units["target"][:, 2:] == targets).all()
 
 
