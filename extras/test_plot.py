@@ -306,7 +306,7 @@ def test_the_tables_are_those_of_the_raw_files(page):
 def test_the_tables_of_the_search_are_those_of_its_raw_files(name, capsys):
     """They are printed by commands of their own, and pasted."""
     importlib.import_module(f"results.choice.{name}").main()
-    page = (plot.ROOT / "results/README.md").read_text()
+    page = (plot.ROOT / "results/choice/README.md").read_text()
     for table in capsys.readouterr().out.strip().split("\n\n"):
         assert f"\n\n{table}\n\n" in page
 

@@ -1,4 +1,4 @@
-"""Prints, as markdown, how well the runs of batched.csv learned: ../README.md says what they are.
+"""Prints, as markdown, how well the runs of batched.csv learned: README.md says what they are.
 
     python -m results.choice.batched
 
