@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 class RNNAgent(nn.Module):
     """Linear + ReLU, GRU, Linear to one value per action (paper, section 4 and appendix).
 
+    In training mode only while QLearner.update is at work: dropout, say, is off whenever it acts.
+
     gru: torch.nn.GRU, or a class with its arguments, weights and results (train.py gives a faster
     one).
     """
@@ -53,6 +55,11 @@ class RNNAgent(nn.Module):
         rows = N * torch.tensor(sizes)  # at each step
         x = self.rnn(PackedSequence(x, rows))[0].data  # (P * N, H)
         return self.fc2(x).unflatten(0, (P, N))  # (P * N, A) -> (P, N, A)
+
+
+def input_dim(obs_dim: int, n_actions: int, n_agents: int) -> int:
+    """How many numbers `build_inputs` gives each agent."""
+    return obs_dim + n_actions + n_agents
 
 
 def build_inputs(obs: Tensor, last_actions: Tensor, n_actions: int) -> Tensor:
@@ -97,7 +104,7 @@ class Players:
     """
 
     def __init__(self, agent: RNNAgent, n_envs: int, n_agents: int, n_actions: int, seed: int = 0):
-        self.agent = agent
+        self.agent = agent.eval()
         self.hidden = agent.initial_hidden(n_envs * n_agents)
         self.last_actions = torch.full((n_envs, n_agents), -1, device=self.hidden.device)
         self.agent_qs = self.hidden.new_zeros(n_envs, n_agents, n_actions)

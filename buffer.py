@@ -88,7 +88,7 @@ class ReplayBuffer:
     def add(self, actions, reward, terminated, truncated) -> None:
         """What was done, (E, N), and what came of it, (E,) each: the step that `see` began."""
         if self.steps.max() >= self.episode_limit:
-            raise RuntimeError(f"an episode went on after {self.episode_limit} steps: close it")
+            raise RuntimeError(f"an episode is longer than {self.episode_limit}, the episode_limit")
         for name, value in zip(DONE, (actions, reward, terminated, truncated), strict=True):
             self.running[name][np.arange(len(self.steps)), self.steps] = value
         self.steps += 1

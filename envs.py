@@ -24,10 +24,12 @@ E environments run side by side with N agents, A actions, O numbers per observat
 - The arrays and the fields of Step are overwritten by the next step or reset: copy what you keep.
 - Environment i is seeded with seed + i.
 
-Your own environment: a class with these names (TwoStepGame is short) and one line in ENVS. Where
-it has no state, let it be all observations side by side. It may have more; few do:
+Your own environment: a class with these names (TwoStepGame is short) and one line in ENVS. In a
+file of its own it gets Step by `from starcraft import Step`. Where it has no state, let it be all
+observations side by side. It may have more; few do:
 
-    env.state_dict(), env.load_state_dict(saved)    without them a run does not resume exactly
+    env.state_dict(), env.load_state_dict(saved)    without them a run does not resume exactly;
+                                                    dictionaries of arrays and plain numbers
     env.map_name                                    only where --map chooses one; names the run
     env.version                                     of the game, for config.json
     env.tests_play_here = True                      there can be no second one for the tests

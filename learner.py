@@ -64,7 +64,7 @@ class QLearner:
         self.bootstrap_time_limit = bootstrap_time_limit
         # On a GPU, .to lays the weights of the copied GRU in one piece again, as cuDNN wants them.
         device = next(agent.parameters()).device
-        self.target_agent = copy.deepcopy(agent).requires_grad_(False).to(device)
+        self.target_agent = copy.deepcopy(agent).requires_grad_(False).eval().to(device)
         self.target_mixer = copy.deepcopy(mixer).requires_grad_(False) if mixer else None
         self.average = copy.deepcopy(self.target_agent).to(device)
         self.parameters = [*agent.parameters(), *(mixer.parameters() if mixer else ())]
@@ -125,7 +125,9 @@ class QLearner:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step. Returns the loss, its statistics and grad_norm (before clipping),
         0-dim: reading them waits for the device, so do that only when logging."""
+        self.agent.train()
         loss, stats = self.loss(batch)
+        self.agent.eval()
         self.optimiser.zero_grad()
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_norm_clip)
@@ -144,8 +146,9 @@ class QLearner:
             self.target_mixer.load_state_dict(self.mixer.state_dict())
 
     def parts(self) -> dict:
-        """All that learning goes on from: networks, their copies, the optimiser's memory. What is
-        not named here is not saved; what is not in self.parameters is not learned."""
+        """All that learning goes on from: networks, their copies, the optimiser's memory; whatever
+        has state_dict() and load_state_dict(), of shapes that do not change. What is not named
+        here is not saved; what is not in self.parameters is not learned."""
         names = ("agent", "mixer", "target_agent", "target_mixer", "average", "optimiser")
         return {name: part for name in names if (part := getattr(self, name))}
 

@@ -99,9 +99,9 @@ def no_mixer(*sizes: int) -> None:
     """Independent Q-learning: there is no Q_tot, each agent learns from the team's reward."""
 
 
-# name -> constructor; put yours here. It is called with n_agents, state_dim and, by train.py but
-# not by two_step_game.py, mixing_embed_dim, hypernet_layers and hypernet_embed, which therefore
-# need default values. "qmix-ns" is QMIX that sees no state; EPyMARL's qmix_ns is another thing:
+# name -> constructor; put yours here. It is called with n_agents, state_dim, mixing_embed_dim and,
+# by train.py but not by two_step_game.py, hypernet_layers and hypernet_embed, which therefore need
+# default values. "qmix-ns" is QMIX that sees no state; EPyMARL's qmix_ns is another thing:
 # QMIX whose agents do not share parameters.
 MIXERS = {
     "qmix": Mixer,

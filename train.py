@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agent import Players, RNNAgent
+from agent import Players, RNNAgent, input_dim
 from buffer import ReplayBuffer
 from envs import ENVS, make_env
 from extras.device import choose_device
@@ -127,7 +127,7 @@ def crossings(count, added, every):
 
 
 def make_agent(args, env):
-    n_inputs = env.obs_dim + env.n_actions + env.n_agents
+    n_inputs = input_dim(env.obs_dim, env.n_actions, env.n_agents)
     return RNNAgent(n_inputs, env.n_actions, args.hidden_dim, gru=GRU)
 
 

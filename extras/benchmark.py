@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from agent import Players, RNNAgent
+from agent import Players, RNNAgent, input_dim
 from buffer import DONE, Batch, ReplayBuffer
 from extras.flags import Parser
 from extras.gru import GRU
@@ -85,7 +85,7 @@ def play(env, buffer, episodes, rng):
 def networks(env):
     N, A = env.n_agents, env.n_actions
     torch.manual_seed(0)
-    return RNNAgent(env.obs_dim + A + N, A, gru=GRU), Mixer(N, env.state_dim)
+    return RNNAgent(input_dim(env.obs_dim, A, N), A, gru=GRU), Mixer(N, env.state_dim)
 
 
 def our_learner(env, threads, device="cpu"):

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -92,6 +93,15 @@ def describe(flags: dict, env, buffer) -> dict:
         "buffer_bytes_when_full": buffer.nbytes,
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
+
+
+def with_this_code(config: dict) -> dict:
+    """config.json of a run that goes on: it also names today's git revision, if that is another."""
+    begun, now = config.get("versions", {}).get("git"), versions()["git"]
+    if begun and now and now != begun:
+        print(f"Begun with revision {begun[:7]}, goes on with {now[:7]}", file=sys.stderr)
+        config["versions"]["git_last"] = now
+    return config
 
 
 def game_of(env) -> str:

@@ -86,6 +86,10 @@ def flags_of_the_run(parser, args, argv):
             f"{folder / 'config.json'} has {', '.join(sorted(map(repr, unknown)))}, no flag of this"
             " version: take the version that the file names, or delete it there"
         )
+    new = vars(args).keys() - kept.keys() - {*NOT_KEPT}
+    if args.resume and new:
+        by_default = ", ".join(f"{name} {parser.get_default(name)}" for name in sorted(new))
+        print(f"Not in {folder / 'config.json'}, so by default: {by_default}", file=sys.stderr)
     if args.evaluate:  # the network is that run's, the machine is this one
         kept |= {"device": None, "threads": None}
         if args.env not in ("auto", kept["env"]):

@@ -72,12 +72,19 @@ def read_run(folder):
 def readable(folders):
     """What read_run returns for each folder; those that cannot be read are left out with a warning.
     Raises ValueError, one line, if none is left."""
-    runs, problems = [], []
+    runs, problems, seen = [], [], {}
     for folder in dict.fromkeys(folders):
         try:
             runs.append(read_run(folder))
         except ValueError as error:
             problems.append(str(error))
+            continue
+        game, flags, _ = runs[-1]
+        like = game, str({name: flags[name] for name in sorted(flags.keys() - INDIFFERENT)})
+        if first := seen.get(like):
+            twice = f"{first} and {folder} have the same flags and seed, and count as two runs"
+            print(f"plot.py: warning: {twice}", file=sys.stderr)
+        seen[like] = folder
     if not runs:
         raise ValueError("; ".join(problems) or "no run directory was given")
     for problem in problems:

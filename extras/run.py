@@ -36,6 +36,7 @@ from extras.files import (
     save_checkpoint,
     to_arrays,
     to_tensors,
+    with_this_code,
     write_atomic,
     write_config,
     write_metrics,
@@ -84,6 +85,7 @@ class Run:
             if args.resume:
                 config = read_config(self.folder) | {"flags": flags}
                 self.restore()
+                config = with_this_code(config)
             else:
                 config = describe(flags, env, buffer)
             write_config(self.folder, config)
@@ -306,6 +308,8 @@ class Run:
         for name, env in (("env", self.env), ("test_env", self.test_env)):
             if name in state:
                 env.load_state_dict(to_arrays(state[name]))
+        if "env" not in state:
+            warning += "\nThis environment begins new episodes: no exact continuation"
         if whole:
             for name, value in state["players"].items():
                 like = getattr(self.players, name)
@@ -322,9 +326,11 @@ class Run:
         """Raises ValueError, one line, where this is not a checkpoint that this run would write."""
         games = {"env": self.env, "test_env": self.test_env}
         games = {
-            k: to_tensors(g.state_dict()) for k, g in games.items() if hasattr(g, "state_dict")
+            k: types_of(to_tensors(g.state_dict()))
+            for k, g in games.items()
+            if hasattr(g, "state_dict")
         }
-        parts = self.learner.state_dict()
+        parts = types_of(self.learner.state_dict())
         like = {
             "format": int,
             "progress": PROGRESS,

@@ -245,6 +245,14 @@ def test_two_step_table(tmp_path, capsys):
     assert second[1:6] == ["state 2A", "1.50 ± 0.50", "2.00 ± 0.00", "3.00 ± 0.00", "2.00 ± 2.00"]
 
 
+def test_the_same_run_twice_is_told(tmp_path, capsys):
+    runs = [write_run(tmp_path / name, (0.0, 0.5)) for name in "ab"]
+    runs.append(write_run(tmp_path / "c", (0.0, 0.5), seed=2))
+    plot.main([*runs, "--table", "returns"])
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"{runs[0]} and {runs[1]} have the same flags and seed" in err
+
+
 def test_returns(tmp_path, capsys):
     runs = [write_run(tmp_path / "a", (0.0, 0.5, 1.0)), write_run(tmp_path / "b", (0.5, 0.25))]
     (row,) = cells(printed(capsys, *runs, "--table", "returns"))

@@ -23,6 +23,7 @@ from extras import files, run
 from extras.check import check_running
 from extras.files import BufferFiles
 from extras.test_run import resume, same_run, truncate
+from learner import QLearner
 from starcraft.sc2 import GameUnavailable
 from test_qmix import (
     SIZES,
@@ -81,6 +82,68 @@ def test_resume_on_the_simulator_is_exact(tmp_path, monkeypatch):
     assert resume(tmp_path / "run") == 0
     assert int(metrics(tmp_path / "run")[-1]["updates"]) > 20
     assert same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_whatever_has_a_state_is_resumed(whole, tmp_path, monkeypatch, capsys):
+    """A part of the learner, and an environment, that keep plain numbers and texts."""
+
+    class Counter:
+        def __init__(self):
+            self.state = {"count": 0.5, "name": "so far"}
+
+        def state_dict(self):
+            return dict(self.state)
+
+        def load_state_dict(self, state):
+            self.state = dict(state)
+
+    original, game = QLearner.__init__, envs.TwoStepGame.state_dict
+    learners, parts = [], QLearner.parts
+
+    def begin(self, *args, **options):
+        original(self, *args, **options)
+        self.counter = Counter()
+        learners.append(self)
+
+    def count(self):
+        self.counter.state["count"] += 1
+        return parts(self) | {"counter": self.counter}
+
+    monkeypatch.setattr(QLearner, "__init__", begin)
+    monkeypatch.setattr(QLearner, "parts", count)
+    monkeypatch.setattr(envs.TwoStepGame, "state_dict", lambda self: game(self) | {"about": "two"})
+    with monkeypatch.context() as patch:
+        stop_at(patch, 60)
+        assert start(tmp_path / "run") == 128 + 15
+    assert resume(tmp_path / "run") == 0
+    first, second = (learner.counter.state["count"] for learner in learners)
+    assert second > first > 1 and metrics(whole) == metrics(tmp_path / "run")
+
+
+def test_an_environment_that_cannot_be_saved_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.delattr(envs.TwoStepGame, "state_dict")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 60)
+        start(tmp_path / "run")
+    assert resume(tmp_path / "run") == 0
+    assert "no exact continuation" in capsys.readouterr().out
+
+
+def test_other_code_and_new_flags_are_told(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 60)
+        start(tmp_path / "run")
+    config = files.read_config(tmp_path / "run")
+    config["versions"]["git"] = "0123456789"
+    del config["flags"]["gamma"]
+    files.write_config(tmp_path / "run", config)
+    monkeypatch.setattr(files, "versions", lambda: {"git": "abcdefghij"})
+    capsys.readouterr()
+    assert resume(tmp_path / "run") == 0
+    err = capsys.readouterr().err
+    assert "so by default: gamma 0.99\n" in err and "with revision 0123456, goes on with abc" in err
+    versions = files.read_config(tmp_path / "run")["versions"]
+    assert versions["git"] == "0123456789" and versions["git_last"] == "abcdefghij"
 
 
 def test_signal_handlers_are_put_back(tmp_path):

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import envs
 import train
-from agent import RNNAgent
+from agent import RNNAgent, input_dim
 from buffer import Batch
 from extras import gru, threads
 from extras.device import choose_device
@@ -166,7 +166,7 @@ def test_loss_of_the_compiled_gru_is_the_papers():
     results, batch = [], make_batch()
     for dtype in (torch.float32, torch.float64):
         torch.manual_seed(0)
-        agent = RNNAgent(OBS + A + N, A, 8, gru=gru.GRU)
+        agent = RNNAgent(input_dim(OBS, A, N), A, 8, gru=gru.GRU)
         learner = QLearner(agent, Mixer(N, S, M), td_lambda=0.6)
         learner.target_agent.fc2.weight.data += 0.1
         for net in (learner.agent, learner.target_agent, learner.mixer, learner.target_mixer):
@@ -206,7 +206,7 @@ def test_threads_change_nothing_with_the_compiled_gru():
     learners = []
     for n in (1, 3):
         torch.manual_seed(0)
-        learners.append(QLearner(RNNAgent(OBS + A + N, A, 8, gru=gru.GRU), Mixer(N, S, M)))
+        learners.append(QLearner(RNNAgent(input_dim(OBS, A, N), A, 8, gru=gru.GRU), Mixer(N, S, M)))
         threads.share_out(learners[-1], n)
     batch = as_type(make_batch(), torch.float32)
     for _ in range(3):
@@ -227,7 +227,7 @@ def test_threads_change_nothing(kind, n):
     torch.testing.assert_close(many.parameters, one.parameters, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("change", ["weighted", "sum", "always 1"])
+@pytest.mark.parametrize("change", ["weighted", "sum", "always 1", "a number per episode"])
 def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, capsys, change):
     """A mean over steps is divided; anything else is not, and that is said."""
     original = QLearner.loss
@@ -238,7 +238,8 @@ def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, 
             loss = loss * len(batch.reward)
         if change == "always 1":  # and only its gradient tells
             loss = loss / loss.detach()
-        return 3 * loss, stats | {"mine": loss.detach()}
+        mine = batch.reward[: batch.sizes[0]] if "episode" in change else loss.detach()
+        return 3 * loss, stats | {"mine": mine}
 
     monkeypatch.setattr(QLearner, "loss", changed)
     one, many = make_learner(), make_learner()

@@ -32,10 +32,10 @@ def set_threads(threads: int) -> None:
 def share_out(learner, threads: int) -> None:
     """From now on learner.loss(batch) is worked on by so many threads, each with one core.
 
-    Right for every loss that is a mean over steps, and leaves nothing behind in the learner: parts
-    call it at the same time. One that is no mean has another gradient for the whole batch: that is
-    looked for at once and every CHECK_EVERY batches; then this says so on stderr, and all goes on
-    in one thread.
+    Right for every loss that is a mean over steps, is not random, and leaves nothing behind in the
+    learner: parts call it at the same time. The parts' gradient is that of the whole batch then:
+    at once and every CHECK_EVERY batches they are compared. If they differ, or a statistic is more
+    than one number, this says so on stderr, and all goes on in one thread.
     """
     if threads == 1:
         return
@@ -53,6 +53,12 @@ def share_out(learner, threads: int) -> None:
         stats = {name: share * value for name, value in stats.items()}
         return share * loss.detach(), stats, found
 
+    def alone(batch):
+        print("--threads does nothing: the loss is no mean over steps, or is random, or leaves"
+              " something behind", file=sys.stderr)  # fmt: skip
+        learner.loss = whole
+        return whole(batch)
+
     def loss(batch):
         cuts = shares(batch, threads)
         if len(cuts) <= 2:
@@ -61,14 +67,14 @@ def share_out(learner, threads: int) -> None:
         futures = [pool.submit(gradients, batch, *ends) for ends in others]
         found = [gradients(batch, *first), *(future.result() for future in futures)]
         losses, stats, grads = zip(*found, strict=True)
+        if any(value.dim() for value in stats[0].values()):  # one for each episode, say
+            return alone(batch)
         grads = [sum(parts) for parts in zip(*grads, strict=True)]
         if next(batches) % CHECK_EVERY == 0:
             *_, expected = gradients(batch, cuts[0], cuts[-1])
             got, expected = (torch.cat([g.flatten() for g in x]) for x in (grads, expected))
             if (got - expected).norm() > TOLERANCE * expected.norm():  # not if both are NaN
-                print("The loss is no mean over steps: --threads does nothing", file=sys.stderr)
-                learner.loss = whole
-                return whole(batch)
+                return alone(batch)
         stats = {name: sum(part[name] for part in stats) for name in stats[0]}
         weights = [p for p in learner.parameters if p.requires_grad]
         return Computed.apply(sum(losses), grads, *weights), stats
