@@ -9,17 +9,20 @@ import argparse
 
 import numpy as np
 
-from .maps import FIRST_TARGET, MAPS, NORTH, STOP
+from .maps import ATTACK, FIRST_TARGET, MAPS, NORTH, STOP
 from .simulator import BattleSim, random_actions
 
 PLAYERS = ("random", "closest", "focus", "kite")
 
 
 def scripted(sim, player):
-    """(E, N) actions. "closest" attacks the nearest enemy it may; "focus" the one with the least
-    health and shield among those in weapon range. Both walk to the nearest enemy, seen or not,
-    while they may attack nobody. "kite" is "focus", but walks away from an enemy that is near
-    while its weapon cools down. Medivacs heal who lost the largest share of health, and follow."""
+    """(E, N) actions. "closest", the heuristic of the QMIX paper and of SMAC: each attacks the
+    nearest enemy, seen or not, until that is dead. "focus" attacks the one with the least health
+    and shield among those in weapon range, or walks to the nearest. "kite" is "focus", but walks
+    away from an enemy that is near while its weapon cools down. Medivacs heal who lost the largest
+    share of health, and follow.
+
+    The orders of "closest" are entered in sim.avail_actions, which knows only enemies in range."""
     N = sim.n_agents
     kinds, alive = sim.world["kinds"][sim.units["kind"]], sim.units["health"] > 0
     us = {name: sim.units[name][:, :N, None] for name in ("x", "y", "radius")}  # (E, N, 1) each
@@ -28,8 +31,13 @@ def scripted(sim, player):
     far = np.where(alive[:, None, N:], np.hypot(dx, dy), np.inf)  # (E, N, M)
     may = sim.avail_actions[..., FIRST_TARGET:]  # (E, N, M)
 
-    rank = far
-    if player != "closest":
+    heals = kinds["heal_rate"][:, :N] > 0  # (E, N)
+    if player == "closest":
+        target = np.where(sim.units["order"] == ATTACK, sim.units["target"] - N, -1)[:, :N, None]
+        rank = np.where(target == np.arange(far.shape[-1]), -1, far)
+        can_hit = kinds["weapon"][:, :N, None] & kinds["seen_as"][:, None, N:] != 0
+        may = np.where(heals[..., None], may, can_hit & np.isfinite(far))
+    else:
         in_range = far - us["radius"] - them["radius"] <= kinds["range"][:, :N, None]
         life = (sim.units["health"] + sim.units["shield"])[:, None, N:]
         rank = np.where(in_range, life, 1000 + far)
@@ -40,7 +48,6 @@ def scripted(sim, player):
         may = may & ~flees[..., None]
         to_x, to_y = np.where(flees, -to_x, to_x), np.where(flees, -to_y, to_y)
 
-    heals = kinds["heal_rate"][:, :N] > 0  # (E, N)
     if heals.any():
         n = min(far.shape[1:])  # a healer's target j is ally j, and it has at most M targets
         share = (sim.units["health"] / kinds["health"])[:, :n]
@@ -58,7 +65,10 @@ def scripted(sim, player):
     gain[~sim.avail_actions[..., NORTH:FIRST_TARGET]] = -np.inf
     walk = np.where(np.isfinite(gain.max(-1)), NORTH + gain.argmax(-1), STOP)
     target = np.where(may, rank, np.inf).argmin(-1)
-    return np.where(alive[:, :N], np.where(may.any(-1), FIRST_TARGET + target, walk), 0)
+    actions = np.where(alive[:, :N], np.where(may.any(-1), FIRST_TARGET + target, walk), 0)
+    if player == "closest":
+        np.put_along_axis(sim.avail_actions, actions[..., None], True, axis=2)
+    return actions
 
 
 def share_won(name, player, battles, seed=0):

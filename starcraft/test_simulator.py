@@ -18,7 +18,7 @@ import pytest
 from . import simulator
 from .interface import judge
 from .maps import MAPS, STOP, unit_facts
-from .scripted import PLAYERS, share_won
+from .scripted import share_won
 from .simulator import BattleSim, StarCraft2Env, random_actions
 
 GOLDEN = np.load(Path(__file__).with_name("golden.npz"))
@@ -362,10 +362,19 @@ def some(names, few):
 
 
 @pytest.mark.parametrize("name", some(SYMMETRIC, few=("3m", "2s3z", "MMM")))
-def test_scripted_players_beat_random_play(name):
-    """Which of the two is better is no fact of the game: it hangs on whom enemies shoot."""
-    random, closest, focus = (share_won(name, player, 200) for player in PLAYERS[:3])
-    assert random < 0.05 and min(closest, focus) > random + 0.1
+def test_focused_fire_beats_random_play(name):
+    random, focus = (share_won(name, player, 200) for player in ("random", "focus"))
+    assert random < 0.05 and focus > random + 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "paper"),
+    [("3m", 0.76), ("8m", 0.95), ("2s3z", 0.82), ("3s5z", 0.45), ("1c3s5z", 0.70)],
+)
+def test_the_papers_heuristic_wins_about_as_often_as_there(name, paper):
+    """The QMIX paper's, on older maps and an older game. Against enemies that shoot the nearest ally
+    it wins 23 % of 3m here, against those that draw a target for each shot 98 %."""
+    assert share_won(name, "closest", 400) == pytest.approx(paper, abs=0.25)
 
 
 @pytest.mark.parametrize("name", some(HARD, few=("5m_vs_6m", "MMM2", "corridor")))
