@@ -23,7 +23,8 @@ from buffer import ReplayBuffer
 from envs import ENVS, make_env
 from extras.device import choose_device
 from extras.evaluate import evaluate, init_from
-from extras.flags import Parser, flags_of_the_run, named_value, number
+from extras.files import killed_at_once
+from extras.flags import Parser, flags_of_the_run, named_value, number, split_env
 from extras.games import pettingzoo
 from extras.gru import GRU
 from extras.run import Run
@@ -105,8 +106,7 @@ def parse_args(argv=None):
     if args.paper:
         p.set_defaults(**PAPER)
         args = p.parse_args(argv)
-    if args.env.startswith("pettingzoo:"):
-        args.env, args.map = args.env.split(":", maxsplit=1)
+    args = split_env(args)
     if args.resume or args.evaluate:
         args = flags_of_the_run(p, args, argv)
     if (args.save_replay or args.best or args.json) and not args.evaluate:
@@ -201,7 +201,7 @@ def main(argv=None):
             test_env = make_env(env.name, args.map, n_envs, seed + TEST_SEEDS, **options)
         args.device = choose_device(args, env, make_learner)
         learner = make_learner(args, env, args.device)
-        if args.init_from and not args.resume:
+        if args.init_from and (not args.resume or killed_at_once(args.resume)):
             init_from(args, learner)
         E, N, A = env.n_envs, env.n_agents, env.n_actions
         players = Players(learner.agent, E, N, A, args.seed)

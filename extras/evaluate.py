@@ -6,14 +6,13 @@ Not a script: python train.py --evaluate RUN_DIR --test-episodes 256
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from envs import make_env
 from extras.device import choose_device
-from extras.files import load, load_checkpoint, load_weights, network, read_config
+from extras.files import load, load_weights, network, newest, read_config
 
 
 def evaluate(args, seed, make_agent, play_episodes) -> int:
@@ -60,10 +59,7 @@ def weights_of(args) -> dict:
         raise ValueError(f"{args.evaluate} has no best.pt: leave out --best")
     if args.best:
         return load(best)
-    state, _, warning = load_checkpoint(args.evaluate)
-    if warning:
-        print(warning, file=sys.stderr)
-    return network(state, "average")
+    return network(newest(args.evaluate), "average")
 
 
 def init_from(args, learner) -> None:
@@ -72,7 +68,7 @@ def init_from(args, learner) -> None:
     where the weights do not fit."""
     folder = Path(args.init_from)
     before = read_config(folder)["flags"]["mixer"]
-    state, *_ = load_checkpoint(folder)
+    state = newest(folder)
     for agent in (learner.agent, learner.average):
         load_weights(agent, network(state, "average"))
     if learner.mixer and before == args.mixer:

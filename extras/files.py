@@ -178,6 +178,15 @@ def load_checkpoint(folder: Path) -> tuple[dict, Path, str]:
     raise ValueError(f"{folder} holds no checkpoint yet: start the run again")
 
 
+def newest(folder: Path) -> dict:
+    """The newest whole checkpoint; says so on stderr if it is not the newest of all. Raises as
+    load_checkpoint does."""
+    state, _, warning = load_checkpoint(folder)
+    if warning:
+        print(warning, file=sys.stderr)
+    return state
+
+
 def network(state: dict, name: str) -> dict:
     """The weights of a network in a checkpoint. Raises ValueError, one line, if there are none."""
     learner = state.get("learner")
@@ -303,8 +312,8 @@ class BufferFiles:
         self.needed = self.needed_before = saved["pieces"]
 
     def delete(self) -> None:
-        """For a finished run, which has no use for them."""
-        for path in self.folder.glob("[0-9]*.pt*"):
-            path.unlink()
+        """For a run that keeps no replay, or is finished."""
+        self.needed = self.needed_before = []
+        self.clean()
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

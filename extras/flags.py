@@ -61,13 +61,20 @@ def number(kind, low, high):
 
 
 def named_value(text):
-    """An argparse type: NAME=VALUE -> (name, value); what is no number, True or None is a text."""
+    """An argparse type: NAME=VALUE -> (name, value); what Python cannot read is a text."""
     name, equals, value = text.partition("=")
     if not (equals and name.isidentifier()):
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
     with contextlib.suppress(ValueError, SyntaxError):
         value = ast.literal_eval(value)
     return name, value
+
+
+def split_env(args):
+    """--env pettingzoo:MODULE:FACTORY is two flags in one: the environment and its map."""
+    if args.env.startswith("pettingzoo:"):
+        args.env, args.map = args.env.split(":", maxsplit=1)
+    return args
 
 
 def flags_of_the_run(parser, args, argv):
@@ -96,7 +103,8 @@ def flags_of_the_run(parser, args, argv):
             kept |= {"n_envs": None, "env_args": None}
     words = [word for name, value in kept.items() for word in as_words(name, value)]
     argv = sys.argv[1:] if argv is None else list(argv)
-    before, now = parser.parse_args(words), parser.parse_args(words + argv)  # the later one wins
+    before = parser.parse_args(words)
+    now = split_env(parser.parse_args(words + argv))  # the later one wins
     if args.env == "auto":
         now.env = before.env
     for name, value in vars(now).items():

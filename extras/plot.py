@@ -46,7 +46,7 @@ COLOURS = dict(
 )
 SPARE_COLOURS = ["#000000", "#7F7F7F", "#8C564B", "#17BECF", "#BCBD22", "#9467BD"]
 # Flags in which the seeds of one curve may differ.
-OF_A_SEED = INDIFFERENT | {"seed", "sc2_timeout", "env"}
+OF_A_SEED = INDIFFERENT | {"seed", "env"}
 # Columns of metrics.csv that are used here.
 USED = ("t_env", "wall_time", "test_win_rate", "test_return")
 

@@ -184,8 +184,7 @@ class Run:
         self.begun = time.perf_counter() - self.wall_time
         self.usual = {}
         if threading.current_thread() is threading.main_thread():  # signal() works nowhere else
-            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-            self.usual = {number: signal.signal(number, self.stop) for number in numbers}
+            self.usual = hear(self.stop)
         return self
 
     def stop(self, number, _frame) -> None:
@@ -353,6 +352,19 @@ class Run:
 def carried(players) -> dict:
     """All arrays and tensors of the players, whatever their names."""
     return {k: x for k, x in vars(players).items() if isinstance(x, torch.Tensor | np.ndarray)}
+
+
+def hear(handler) -> dict:
+    """SIGNALS call `handler` from now on. Returns {number: the handler before}.
+
+    What is ignored stays so, as SIGHUP under nohup, but for SIGINT: shells ignore that one for all
+    that they start in the background, where others may send it on purpose.
+    """
+    usual = {}
+    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            usual[number] = signal.signal(number, handler)
+    return usual
 
 
 # --- the directory ------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from extras.files import (
 )
 from extras.flags import INDIFFERENT, Parser
 from extras.flags import number as in_range
-from extras.run import SIGNALS, Lock, say
+from extras.run import Lock, hear, say
 from mixer import MIXERS
 from starcraft.cluster import connect, packed, travels, unpacked
 from starcraft.sc2 import sc2_problem
@@ -267,8 +267,7 @@ class Sweep:
             signal.signal(other, signal.default_int_handler)
 
     def run(self):
-        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-        self.usual = {number: signal.signal(number, self.stop) for number in numbers}
+        self.usual = hear(self.stop)
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         form = "{desc} |{bar}| {percentage:3.0f} % [{elapsed}<{postfix}]"
         total = sum(job.flags["steps"] for job in self.jobs)

@@ -177,7 +177,7 @@ def all_maps(game, maps):
 def by_steps(game, maps):
     """Win rates after so many steps, and those of real runs below them. A run counts where it has
     a test within 2 % of the steps; runs that have none there are missing from the median."""
-    rows = []
+    rows, reached = [], 0
     for name, label, runs in each_row(maps):
         cells = []
         for steps in STEPS:
@@ -189,16 +189,15 @@ def by_steps(game, maps):
             ]
             fewer = f" ({len(wins)})" if len(wins) < len(runs) else ""
             cells.append(f"{np.median(wins):.2f}{fewer}" if wins else "")
+        reached = max([reached, *(i + 1 for i, cell in enumerate(cells) if cell)])
         rows.append([name, label, f"{game}, {len(runs)}", *cells])
         if real := real_runs(name, label):
             wins = [real["win_rate"].get(steps) for steps in STEPS]
             cells = ["" if win is None else f"{win:.2f}" for win in wins]
             rows.append([name, label, f"StarCraft II, {real['runs']} (mean)", *cells])
-    reached = max(
-        i for row in rows if row[2].startswith(game) for i, cell in enumerate(row) if cell
-    )
     head = ["map", "method", "played by, runs", *(f"{steps:,}" for steps in STEPS)]
-    return markdown(head[: reached + 1], [row[: reached + 1] for row in rows])
+    end = 3 + reached  # beyond the last test here, the real runs' columns would stand alone
+    return markdown(head[:end], [row[:end] for row in rows])
 
 
 def methods(game, maps):
@@ -274,7 +273,7 @@ def two_step(paths):
     return markdown([*head, "greedy return", "in the paper"], rows)
 
 
-# By the name that --table gives them: of runs, each called once per environment.
+# --table NAME: a function of (game, maps), called once for each environment.
 TABLES = {
     "win-rates": win_rates,
     "all-maps": all_maps,

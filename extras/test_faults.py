@@ -121,10 +121,19 @@ def test_a_dropped_connection_and_slurms_warning_stop_it_in_good_order(
     whole, tmp_path, monkeypatch, name
 ):
     number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # SIGHUP: these tests may run under nohup
     with monkeypatch.context() as patch:
         stop_at(patch, 60, number)
         assert start(tmp_path / "run") == 128 + number
+    signal.signal(number, before)
     assert resume(tmp_path / "run") == 0 and same_run(whole, tmp_path / "run")
+
+
+def test_nohup_lets_it_run_on(whole, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop_at(monkeypatch, 60, signal.SIGHUP)
+    assert start(tmp_path / "run") == 0 and same_run(whole, tmp_path / "run")
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_in_another_thread(whole, tmp_path):

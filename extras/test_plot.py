@@ -219,6 +219,13 @@ def test_beside_the_real_game_by_steps(tmp_path, capsys):
     assert here == expected
     assert real[2:] == ["StarCraft II, 5 (mean)", "0.32", "0.25", "0.38", "0.71"]
 
+    run = tmp_path / "b"
+    config = files.read_config(run)
+    config["env"]["name"] = "sc2"
+    files.write_config(run, config)
+    out = printed(capsys, str(run), "--table", "by-steps")
+    assert "| 200,000 |" in out and "300,000" not in out, "no further than the run itself"
+
 
 def test_beside_what_others_measured(tmp_path, capsys):
     runs = [

@@ -22,7 +22,7 @@ from buffer import ReplayBuffer
 from extras import files, run
 from extras.check import check_running
 from extras.files import BufferFiles
-from extras.test_run import resume, same_run, truncate
+from extras.test_run import equal, learner_state, resume, same_run, truncate
 from learner import QLearner
 from starcraft.sc2 import GameUnavailable
 from test_qmix import (
@@ -205,6 +205,17 @@ def test_killed_before_its_first_checkpoint(tmp_path, often_tested, monkeypatch)
         start(tmp_path / "run", "--test-interval", "20")
     assert not list((tmp_path / "run").glob("checkpoint*"))
     finish(tmp_path / "run", often_tested)
+
+
+def test_killed_before_its_first_checkpoint_it_begins_with_the_other_runs_weights_again(
+    whole, tmp_path, monkeypatch
+):
+    argv = ("--init-from", str(whole), "--steps", "4", "--test-interval", "1000")
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(run, "save_checkpoint", interrupt)
+        start(tmp_path / "run", *argv)
+    assert resume(tmp_path / "run") == 0
+    assert equal(learner_state(tmp_path / "run")["agent"], learner_state(whole)["average"])
 
 
 def interrupt(*_):

@@ -359,6 +359,12 @@ def test_evaluation_repeats_itself_and_says_where_it_played(workplace, capsys, m
     assert "Trained on two_step, played on elsewhere" in capsys.readouterr().out
 
 
+def test_evaluation_in_a_game_of_pettingzoo_is_understood(whole):
+    words = ["--evaluate", str(whole), "--env", "pettingzoo:module:factory"]
+    args, _ = train.parse_args(words)
+    assert (args.env, args.map) == ("pettingzoo", "module:factory")
+
+
 def test_evaluation_as_json_tells_every_episode(workplace, capsys):
     assert train.main(["--evaluate", "run", "--test-episodes", "10", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

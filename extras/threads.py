@@ -54,8 +54,8 @@ def share_out(learner, threads: int) -> None:
         return share * loss.detach(), stats, found
 
     def alone(batch):
-        print("--threads does nothing: the loss is no mean over steps, or is random, or leaves"
-              " something behind", file=sys.stderr)  # fmt: skip
+        print("--threads does nothing: the loss is no mean over steps, is random, leaves something"
+              " behind or has a statistic that is not one number", file=sys.stderr)  # fmt: skip
         learner.loss = whole
         return whole(batch)
 

@@ -27,7 +27,7 @@ import train
 import two_step_game
 from agent import Players
 from envs import TwoStepGame, make_env
-from extras.files import load_checkpoint, load_weights, network, read_config
+from extras.files import load_weights, network, newest, read_config
 from extras.flags import Parser, number
 from extras.run import say
 from learner import at
@@ -35,10 +35,10 @@ from mixer import MIXERS
 from starcraft.draw import SHAPES, draw, window
 from starcraft.interface import SHOOT_RANGE, SIGHT_RANGE
 from starcraft.maps import FIRST_TARGET, LOOPS_PER_SECOND
-from starcraft.scripted import scripted
+from starcraft.scripted import PLAYERS, scripted
 from starcraft.simulator import random_actions
 
-POLICIES = "network", "random", "closest", "focus"
+POLICIES = "network", *PLAYERS
 SHOWN = "x", "y", "health", "shield", "energy", "cooldown", "target"  # of each unit, every loop
 MOVES = "no-op", "stop", "north", "south", "east", "west"
 FREE, DEAD, ALIVE, WALL, GONE, FAR, NO_PATIENT = range(7)  # why an action is not available
@@ -68,14 +68,12 @@ def open_team(folder, policy, map_name):
         raise ValueError(f"{folder} played {config['env']['name']}: only battles can be watched")
     if config["env"]["name"] != "sim":
         flags.env_args = []  # those of the real game
-    sim, (state, _, warning) = make_sim(flags, 0), load_checkpoint(folder)
-    if warning:
-        print(warning, file=sys.stderr)
+    sim, state = make_sim(flags, 0), newest(folder)
     agent = train.make_agent(flags, sim)
     load_weights(agent, network(state, "average"))
     widths = flags.mixing_embed_dim, flags.hypernet_layers, flags.hypernet_embed
     mixer = MIXERS[flags.mixer](sim.n_agents, sim.state_dim, *widths)
-    if mixer and mixer.state_dict():  # VDN has no weights
+    if mixer:
         load_weights(mixer, network(state, "mixer"))
     player = flags.mixer if policy == "network" else policy
     return Team(flags, policy, agent, mixer, f"{player} on {flags.map}")
@@ -97,9 +95,10 @@ def play_step(sim, actions):
     The step is played several times from the same start, a loop longer each time: so the last time
     it is the ordinary step, and what was recorded cannot change the battle.
     """
-    saved, units = sim.state_dict(), []
+    saved, may, units = sim.state_dict(), sim.avail_actions.copy(), []
     for loops in range(1, int(sim.world["step_mul"]) + 1):
         sim.load_state_dict(saved)
+        sim.avail_actions[:] = may  # "closest" has entered more than the battle itself tells
         sim.world["step_mul"] = loops
         step = sim.step(actions)
         units.append(sim.units[0].copy())
@@ -162,7 +161,9 @@ def record(team, seed):
     for row in reversed(log):
         row["to_come"] = to_come = row["reward"] + team.flags.gamma * to_come
     frames = np.stack(frames)
-    result = "won" if step.battle_won[0] else "time is up" if step.truncated[0] else "lost"
+    fallen = (frames[-1]["health"] <= 0).all()  # Banelings can end both sides at once
+    lost = "drawn" if fallen else "time is up" if step.truncated[0] else "lost"
+    result = "won" if step.battle_won[0] else lost
     shown = np.stack([frames[name] for name in SHOWN], -1)  # (L + 1, U, 7)
     battle = {"seed": seed, "result": result, "frames": pack(shown), "box": window(frames)}
     battle |= {"events": events(frames, sim.world), "why": pack([r["why"] for r in log], np.uint8)}
@@ -216,7 +217,8 @@ def pack(array, dtype=np.float32):
 
 
 def side_by_side(recorded, sims):
-    """Functions of a loop -> (H, W, 3): all teams' battles from one start beside each other."""
+    """A function of (loop, pixels per cell) -> (H, W, 3) uint8, all teams' battles from one start
+    beside each other; and the loops of the longest."""
     boxes = np.array([window(frames) for frames in recorded])  # (teams, 4): one window for all
     box = (*boxes[:, :2].min(0), *boxes[:, 2:].max(0))
 
@@ -250,16 +252,13 @@ def write_png(path, picture, length, moments=5):
 
 def describe(team, battles, sim):
     """What the page must know of a team besides its battles."""
-    kinds, template = sim.world["kinds"], sim._template
+    kinds = sim.world["kinds"]
+    names = ("health", "shield", "energy_max", "line_length", "blast_radius", "period")
     units = [
         {"type": sim.type_names[u["kind"]], "side": int(u["side"]), "radius": float(u["radius"])}
-        | {name: float(kinds[u["kind"]][name]) for name in ("health", "shield", "energy_max")}
-        | {
-            name: float(kinds[u["kind"]][name])
-            for name in ("line_length", "blast_radius", "period")
-        }
+        | {name: float(kinds[u["kind"]][name]) for name in names}
         | {"heals": bool(kinds[u["kind"]]["heal_rate"] > 0)}
-        for u in template
+        for u in sim._template
     ]
     return {
         "label": team.label, "mixer": team.agent and team.flags.mixer, "gamma": team.flags.gamma,

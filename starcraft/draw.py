@@ -1,7 +1,7 @@
 """A picture of a battle: units by type, bars, shots and terrain, as an array.
 
     from starcraft.draw import draw
-    picture = draw(sim.units[0], sim.world, list(unit_facts()))     # (H, W, 3) uint8
+    picture = draw(sim.units[0], sim.world, sim.type_names)     # (H, W, 3) uint8
 
 Needs Pillow besides numpy, and only when it draws. The shapes are data, so that others can draw the
 same ones: extras/watch.html does, in a browser.
@@ -89,8 +89,6 @@ def shots(units, world):
 def window(units):
     """(x0, y0, x1, y1), the part of the map to be shown for UNIT records (U,) or (T, U)."""
     x, y = units["x"][units["health"] > 0], units["y"][units["health"] > 0]
-    if not len(x):
-        return 0.0, 0.0, 32.0, 32.0
     low, high = (np.array([f(x), f(y)]) for f in (np.min, np.max))
     room = np.maximum(MARGIN, (np.array([12.0, 8.0]) - (high - low)) / 2)  # no closer than that
     return *(low - room).tolist(), *(high + room).tolist()
@@ -142,10 +140,8 @@ def shape(pen, at, scale, u, angle, name):
     radius, edge = u["radius"] * SHOWN_LARGER, max(scale // 16, 1)
     cos, sin = radius * np.cos(angle), radius * np.sin(angle)
     for kind, *numbers in SHAPES.get(name, [["disc", 0, 0, 1]]):
-        first = 1 if kind == "line" else 0
-        corners = np.reshape(numbers[first : len(numbers) // 2 * 2 + first], (-1, 2))
-        if kind == "disc":
-            corners = corners[:1]
+        flat = {"area": numbers, "disc": numbers[:2], "line": numbers[1:]}[kind]
+        corners = np.reshape(flat, (-1, 2))  # (2 * corners,) -> (corners, 2)
         points = [at(u["x"] + x * cos - y * sin, u["y"] + x * sin + y * cos) for x, y in corners]
         if kind == "disc":
             pen.circle(points[0], numbers[2] * radius * scale, SIDES[u["side"]], INK, edge)

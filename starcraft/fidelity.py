@@ -1,7 +1,7 @@
 """How near the simulator is to StarCraft II: a table and a picture.
 
     python -m starcraft.fidelity                       # everything; early training takes minutes
-    python -m starcraft.fidelity --seeds 0             # without training: seconds
+    python -m starcraft.fidelity --seeds 0             # without training: a minute
     python -m starcraft.fidelity --seeds 0 --runs RUN_DIR ...      # battles of trained networks
 
 The real game's figures and their sources are in `real_game.json`. E battles, N agents, M enemies.
@@ -36,7 +36,8 @@ SIDES = {"north": NORTH, "south": SOUTH, "east": EAST, "west": WEST}
 
 
 def start_error(name):
-    """The largest distance, in cells, of an ally's start position from a recorded one of its."""
+    """Cells, in x or y, from a recorded ally's start position to the nearest ally here, at most. Of
+    several recorded ones the best counts."""
     fresh = BattleSim(name)._template
     spots = np.stack((fresh["x"], fresh["y"]), -1)[fresh["side"] == 0]
     return max(
@@ -53,14 +54,13 @@ def cells_wrong(name):
     return int((cells != REAL["start_positions"][name]["enemy_cells"]).any(-1).sum())
 
 
-def lone_unit(kind, enemy, x=24.0, health=1e9, at=(8, 16), terrain=OPEN):
+def lone_unit(kind, enemy, x=24.0, at=(8, 16), terrain=OPEN):
     """One battle of one allied `kind` at `at` and one `enemy` at (x, 16) that does nothing."""
     sim = BattleSim("2m_vs_1z", terrain=terrain)
     sim.place_units(
-        0, [[*at, 1, 0, 50, 0], [0, 0, 0, 0, 0, 0]], [[x, 16, health, 0, 0, 0]],
+        0, [[*at, 1e9, 0, 50, 0], [0, 0, 0, 0, 0, 0]], [[x, 16, 1e9, 0, 0, 0]],
         ally_types=[kind, "Marine"], enemy_types=[enemy],
     )  # fmt: skip
-    sim.units[0, 0]["health"] = 1e9
     sim.units[0, 2]["order"] = AUTO + 1  # no order at all
     return sim
 
@@ -82,17 +82,17 @@ def rest(kind, terrain, side, limit):
     return float(sim.units[0, 0][axis])
 
 
-def kill_interval(kind, attacks=200):
-    """Mean loops from one attack of a unit to the next, on a target that cannot die."""
+def kill_interval(kind):
+    """Mean loops from one attack of a unit to the next, in 8,000, on a target that cannot die."""
     sim = lone_unit(kind, "Zealot", x=12.0)
-    periods = []
-    for _ in range(attacks * 40 // 8):
+    begun = []  # loop at the end of each step in which an attack began
+    for _ in range(1000):
         before = sim.units[0, 0]["cooldown"]
         sim.step(np.array([[FIRST_TARGET, 0]]))
-        sim.book["steps"] = 1
-        if sim.units[0, 0]["cooldown"] > before:  # a new attack has begun
-            periods.append(sim.book["clock"][0] - 8 + 0.0)
-    return (periods[-1] - periods[0]) / (len(periods) - 1)
+        sim.book["steps"] = 1  # else the time limit ends the battle
+        if sim.units[0, 0]["cooldown"] > before:
+            begun.append(sim.book["clock"][0])
+    return (begun[-1] - begun[0]) / (len(begun) - 1)
 
 
 def enemy_walk(name, steps):
@@ -105,10 +105,10 @@ def enemy_walk(name, steps):
     return np.stack((sim.units["x"], sim.units["y"]), -1)[0, sim.n_agents :]
 
 
-def mirrored_share(name, battles, seed=0):
+def mirrored_share(name, battles):
     """The allies' share of decided battles in which both sides are the built-in enemy, and the
     allies stand where the enemies do, turned by 180 degrees about the middle of the map."""
-    sim = BattleSim(name, battles, seed)
+    sim = BattleSim(name, battles)
     N = sim.n_agents
     own, other = sim.units[:, :N], sim.units[:, N:]
     assert (np.sort(own["kind"]) == np.sort(other["kind"])).all(), f"{name}: the sides differ"
@@ -149,8 +149,8 @@ def early_training(name, seed, train):
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         flags = f"--paper --env sim --map {name} --seed {seed} --steps {EARLY_STEPS}"
-        flags += f" --test-interval {EARLY_STEPS} --test-episodes 1 --run-dir {run}"
-        run_python(train, [train.resolve(), *flags.split()], f"{train} failed on {name}")
+        flags += f" --test-interval {EARLY_STEPS} --test-episodes 1 --run-dir"
+        run_python(train, [train.resolve(), *flags.split(), run], f"{train} failed on {name}")
         with (run / "metrics.csv").open() as file:
             last = list(csv.DictReader(file))[-1]
     return float(last["train_return"]), float(last["t_env"]) / float(last["episodes"])
@@ -225,6 +225,7 @@ def draw(rows, path):
         axis.set_title(f"first 10,000 steps: {fact}; whiskers: tolerance", fontsize=9)
         axis.legend(fontsize=8)
     figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 

@@ -16,12 +16,13 @@ def read_numbers(path: str) -> list[float]:
 
 def cores() -> int:
     """The least of OMP_NUM_THREADS, the cores of the affinity mask and a container's CPU quota."""
-    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()]
+    here = hasattr(os, "sched_getaffinity")
+    counts = [len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1]
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal():
         counts.append(int(given))
-    quota = read_numbers("/sys/fs/cgroup/cpu.max")  # version 2: microseconds, of so many
-    if not quota:  # version 1
+    quota = read_numbers("/sys/fs/cgroup/cpu.max")  # control groups, version 2: quota and period
+    if not quota:  # version 1 has them in two files
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         quota = [n for name in names for n in read_numbers(f"/sys/fs/cgroup/cpu/{name}")]
     if len(quota) == 2 and 0 < quota[0] < math.inf and quota[1] > 0:

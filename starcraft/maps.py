@@ -32,7 +32,8 @@ DY = np.array([0, 1, 1, 1, 0, -1, -1, -1])
 # Numba's options for functions that are called by others here, and for kernels, called from Python.
 # Without _nrt numba does not count at every call who holds an array: that took a sixth of the time.
 # So no rule may make an array, list or set: numba then says "NRT required" or "Only accept
-# returning of array passed into the function". A rule that must needs _nrt=False taken out here.
+# returning of array passed into the function". A rule that makes one needs
+# _nrt=False taken out of here.
 JIT = dict(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 KERNEL = JIT | {"no_cpython_wrapper": False, "cache": True}
 
@@ -113,10 +114,8 @@ def kind_table(facts, names):
         kind["burn"] = weapon.get("burn", 0) * LOOPS_PER_SECOND
         kind["second_hit"] = weapon.get("second_hit_delay", 0) * LOOPS_PER_SECOND
         kind["hits"] = 1 if kind["second_hit"] else weapon.get("hits", 0)
-        kind["line_length"], kind["line_width"] = (
-            splash.get("length", 0),
-            splash.get("thickness", 0),
-        )
+        kind["line_length"] = splash.get("length", 0)
+        kind["line_width"] = splash.get("thickness", 0)
         kind["blast_radius"] = splash.get("radius", 0)
         kind["suicide"] = weapon.get("suicide", False)
         kind["fires_at_will"] = weapon.get("fires_at_will", False)
@@ -124,12 +123,8 @@ def kind_table(facts, names):
         seen_as = fact.get("targetable_as", [fact["plane"]])
         kind["seen_as"] = sum({"ground": GROUND, "air": AIR}[t] for t in seen_as)
         kind["layers"] = sum(LAYERS[layer] for layer in fact["collides_with"])
-        for field, attribute in (
-            ("light", "Light"),
-            ("armored", "Armored"),
-            ("biological", "Biological"),
-        ):
-            kind[field] = attribute in fact["attributes"]
+        for field in ("light", "armored", "biological"):
+            kind[field] = field.title() in fact["attributes"]
         kind["threatens"] = bool(weapon) or fact.get("always_threatens", False)
         kind["walks_cliffs"] = fact.get("walks_cliffs", False)
         kind["heal_rate"] = heal.get("health_per_s", 0) / LOOPS_PER_SECOND

@@ -372,8 +372,8 @@ def test_focused_fire_beats_random_play(name):
     [("3m", 0.76), ("8m", 0.95), ("2s3z", 0.82), ("3s5z", 0.45), ("1c3s5z", 0.70)],
 )
 def test_the_papers_heuristic_wins_about_as_often_as_there(name, paper):
-    """The QMIX paper's, on older maps and an older game. Against enemies that shoot the nearest ally
-    it wins 23 % of 3m here, against those that draw a target for each shot 98 %."""
+    """The paper's maps and game were older. Against enemies that shoot the nearest ally it wins 23
+    % of 3m here, against those that draw a target for each shot 98 %."""
     assert share_won(name, "closest", 400) == pytest.approx(paper, abs=0.25)
 
 
