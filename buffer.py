@@ -86,7 +86,8 @@ class ReplayBuffer:
             self.running[name][np.arange(len(self.steps)), self.steps] = value
 
     def add(self, actions, reward, terminated, truncated) -> None:
-        """What was done, (E, N), and what came of it, (E,) each: the step that `see` began."""
+        """What was done, (E, N), and what came of it, (E,) each: the step that `see` began. Raises
+        RuntimeError after episode_limit steps."""
         if self.steps.max() >= self.episode_limit:
             raise RuntimeError(f"an episode is longer than {self.episode_limit}, the episode_limit")
         for name, value in zip(DONE, (actions, reward, terminated, truncated), strict=True):

@@ -65,7 +65,7 @@ class QLearner:
         # On a GPU, .to lays the weights of the copied GRU in one piece again, as cuDNN wants them.
         device = next(agent.parameters()).device
         self.target_agent = copy.deepcopy(agent).requires_grad_(False).eval().to(device)
-        self.target_mixer = copy.deepcopy(mixer).requires_grad_(False) if mixer else None
+        self.target_mixer = copy.deepcopy(mixer).requires_grad_(False).eval() if mixer else None
         self.average = copy.deepcopy(self.target_agent).to(device)
         self.parameters = [*agent.parameters(), *(mixer.parameters() if mixer else ())]
         self.optimiser = OPTIMISERS[optimiser](self.parameters, lr=lr)
@@ -136,7 +136,10 @@ class QLearner:
         self.optimiser.step()
         weights = self.average.state_dict().values(), self.agent.state_dict().values()
         for mean, new in zip(*weights, strict=True):
-            mean.lerp_(new, self.average_rate)
+            if new.is_floating_point():
+                mean.lerp_(new, self.average_rate)
+            else:  # a counter, as normalisations have
+                mean.copy_(new)
         return {"loss": loss.detach(), "grad_norm": grad_norm, **stats}
 
     def sync_target(self) -> None:

@@ -55,7 +55,7 @@ class Mixer(nn.Module):
         if hypernet_layers not in (1, 2):
             raise ValueError(f"hypernet_layers is {hypernet_layers}: it must be 1 or 2")
         self.weights, self.hidden, self.state_term = weights, hidden, state_term
-        self.n_agents, self.mixing_embed_dim = n_agents, mixing_embed_dim
+        self.n_agents = n_agents
         N, S, M = n_agents, state_dim, mixing_embed_dim
 
         def weights_from(size: int, fan_in: int) -> nn.Module:

@@ -6,7 +6,8 @@ QMIX: https://arxiv.org/abs/1803.11485
     python -m pytest test_qmix.py -m "not slow"   without training on ten seeds
 
 The loss and its gradients are compared with `reference_loss` below: the paper's equations in plain
-loops over episodes, steps and agents, in float64, sharing no code with what is tested.
+loops over episodes, steps and agents, in float64. Of what is tested it uses only the agent's single
+step, which test_the_agent_is_the_papers_drqn holds against the equations.
 """
 
 import csv
@@ -87,11 +88,9 @@ def make_learner(kind="qmix", seed=0, hypernet_layers=2, **options) -> QLearner:
     torch.manual_seed(seed)
 
     def weights():
-        agent, mixer = (
-            RNNAgent(input_dim(OBS, A, N), A, H),
-            MIXERS[kind](N, S, M, hypernet_layers, 9),
-        )
-        return agent.double(), mixer and mixer.double()
+        agent = RNNAgent(input_dim(OBS, A, N), A, H).double()
+        mixer = MIXERS[kind](N, S, M, hypernet_layers, 9)
+        return agent, mixer and mixer.double()
 
     learner, (older_agent, older_mixer) = QLearner(*weights(), **options), weights()
     learner.target_agent.load_state_dict(older_agent.state_dict())
@@ -282,6 +281,8 @@ def test_what_tests_play_is_the_moving_average_of_all_weights_so_far(rate):
     learner = make_learner(average_rate=rate)
     learner.agent.register_buffer("scale", torch.ones(1).double())  # as of a normalisation
     learner.average.register_buffer("scale", torch.zeros(1).double())
+    learner.agent.register_buffer("batches", torch.tensor(3))
+    learner.average.register_buffer("batches", torch.tensor(0))
     history = [[p.detach().clone() for p in learner.agent.parameters()]]
     for seed in range(4):
         learner.update(make_batch(seed))
@@ -291,6 +292,7 @@ def test_what_tests_play_is_the_moving_average_of_all_weights_so_far(rate):
     for mean, *weights in zip(learner.average.parameters(), *history, strict=True):
         torch.testing.assert_close(mean, sum(map(torch.mul, weights, map(torch.tensor, share))))
     assert learner.average.scale.item() == pytest.approx(1 - (1 - rate) ** 4)
+    assert learner.average.batches == 3
 
 
 def test_rmsprop_and_adam_take_their_textbook_first_step():
@@ -382,8 +384,8 @@ def test_dropout_is_off_but_for_the_gradient_step():
         for players in seen:
             players.act(obs, everything)
         torch.testing.assert_close(seen[0].agent_qs, seen[1].agent_qs)
-    losses = {float(dropping.update(make_batch())["loss"]) for _ in range(2)}
-    assert len(losses) == 2 and not dropping.average.training
+    losses = [float(x.update(make_batch())["loss"]) for x in (dropping, plain)]
+    assert losses[0] != losses[1] and not dropping.average.training
     plain.agent.load_state_dict(dropping.agent.state_dict())
     for players in seen:
         players.act(obs, everything)
@@ -879,11 +881,9 @@ class Corridor:
 
 @pytest.mark.parametrize("aborts", [False, True])
 def test_short_episodes_count_no_more_than_long_ones(aborts):
-    env = Corridor([1, 8], aborts)
-    agent = RNNAgent(5, 2, 4)
-    result = train.averages(
-        *train.play_episodes(agent, env, 5)
-    )  # three of the first, two of the second
+    env, agent = Corridor([1, 8], aborts), RNNAgent(5, 2, 4)
+    # five episodes: three of the first environment, two of the second
+    result = train.averages(*train.play_episodes(agent, env, 5))
     assert result["test_win_rate"] == pytest.approx(3 / 5)
     assert result["test_return"] == result["test_episode_length"] == pytest.approx(19 / 5)
     assert result["aborted_episodes"] > 0 if aborts else result["aborted_episodes"] == 0

@@ -127,11 +127,13 @@ def crossings(count, added, every):
 
 
 def make_agent(args, env):
+    """An untrained agent for env, on the CPU."""
     n_inputs = input_dim(env.obs_dim, env.n_actions, env.n_agents)
     return RNNAgent(n_inputs, env.n_actions, args.hidden_dim, gru=GRU)
 
 
 def make_learner(args, env, device):
+    """A QLearner with weights drawn from --seed. On the CPU, --threads share its loss."""
     torch.manual_seed(args.seed)
     agent = make_agent(args, env).to(device)
     widths = args.mixing_embed_dim, args.hypernet_layers, args.hypernet_embed

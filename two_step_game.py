@@ -48,6 +48,7 @@ PAPER = {  # Table 2 in the order of STATES; rows: the first agent's action, col
 
 
 def train(kind: str, seed: int) -> tuple[RNNAgent, nn.Module]:
+    """Learn from random play. kind: one of KINDS. Returns the agent and its mixer."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     env = TwoStepGame(n_envs=PARALLEL)

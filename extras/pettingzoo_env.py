@@ -212,7 +212,9 @@ class PettingZooEnvs:
             self.obs[i, n, : flat.size] = flat
             self.avail_actions[i, n, :size] = True if mask is None else np.asarray(mask, bool)
             if not self.avail_actions[i, n].any():
-                raise ValueError(f"{self.map_name}: {agent} has no available action")
+                if not self._over[i]:
+                    raise ValueError(f"{self.map_name}: {agent} has no available action")
+                self.avail_actions[i, n, 0] = True  # nobody acts any more, but no row may be empty
         try:
             return np.ravel(self._envs[i].state()).astype(np.float32)
         except (NotImplementedError, AttributeError):

@@ -261,7 +261,7 @@ class Sweep:
         return sum(min(job.t_env, job.flags["steps"]) for job in self.jobs)
 
     def stop(self, number, _frame):
-        """The first signal lets the runs save and come home; a second one has its usual effect."""
+        """The first signal lets the runs save and come home; a second one ends all at once."""
         self.signal = number
         for other in self.usual:
             signal.signal(other, signal.default_int_handler)
@@ -359,7 +359,8 @@ class Sweep:
         say(f"{job.folder.name}: failed; {self.summary()}")
 
     def summary(self):
-        done = sum(job.done for job in self.jobs)
+        # the last test comes home before the program has ended
+        done = sum(job.done and not (job.running or job.failure) for job in self.jobs)
         running = sum(job.running for job in self.jobs)
         failed = sum(bool(job.failure) for job in self.jobs)
         left = len(self.jobs) - done - running - failed

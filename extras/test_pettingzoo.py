@@ -151,7 +151,7 @@ class Relay(ParallelEnv):
         a, c = np.array([[self.t], [self.t / 2]], np.float32), int(self.rng.integers(4))
         b = {"observation": np.full(3, 7.0, np.float32), "action_mask": np.array([0, 1, 1])}
         views = {"a": a, "b": b, "c": c}
-        infos = {"c": {"action_mask": [1, 0, 0, self.t % 2]}}
+        infos = {"c": {"action_mask": [self.t < 4, 0, 0, self.t % 2]}}
         return {k: views[k] for k in agents}, {k: infos.get(k, {}) for k in agents}
 
     def reset(self, seed=None, options=None):

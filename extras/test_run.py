@@ -19,7 +19,6 @@ import torch
 
 import envs
 import train
-import two_step_game
 from extras import benchmark, files, plot, run
 from extras.flags import NOT_KEPT
 from starcraft import simulator
@@ -280,10 +279,6 @@ OTHERS = [
     (benchmark, "--maps nowhere"),
     (benchmark, "--pymarl full"),
     *([] if torch.cuda.is_available() else [(benchmark, "--device cuda")]),
-    (two_step_game, "--mixer iql"),
-    (two_step_game, "--mixer nobody"),
-    (two_step_game, "--seed -1"),
-    (two_step_game, "--json"),
 ]
 
 

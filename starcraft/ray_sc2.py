@@ -41,7 +41,8 @@ LOOK = 2.0  # seconds of silence until Ray is asked whether an actor is gone
 
 class Line:
     """One end of a connection between two machines, for whatever can be pickled. Raises OSError or
-    EOFError when it breaks. Who knows the key is trusted, and so is the network, as Ray trusts it.
+    EOFError when it breaks. Unpickling can run anything: `Machine.play` listens only to whoever
+    sends its key first, and the network between is trusted, as Ray trusts it.
     """
 
     def __init__(self, connected):
@@ -175,7 +176,8 @@ class RaySMAC:
         self.ray = connect(str(address))
         travels(__name__)
         games = min(games, n_envs or games)
-        room = sum(int(node["Resources"].get("CPU", 0)) // games * games for node in self.nodes())
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        room = sum(int(node.get("CPU", 0)) // games * games for node in nodes)
         if not 0 < (n_envs or room) <= room:
             raise ValueError(
                 f"the Ray cluster has cores for {room} games, {games} to an actor: choose --n-envs"
@@ -197,9 +199,6 @@ class RaySMAC:
         except BaseException:
             self.close()
             raise
-
-    def nodes(self):
-        return [node for node in self.ray.nodes() if node["Alive"]]
 
     def reset(self, mask=None):
         """Begin new episodes where mask (E,) is True, None: all. Waits for actors that start."""
