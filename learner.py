@@ -108,9 +108,7 @@ class QLearner:
         last = batch.terminated | batch.truncated
         ended = batch.terminated if self.bootstrap_time_limit else last
         shape = (-1,) + (1,) * (next_q_tot.dim() - 1)  # (F,) or, for IQL, (F, 1)
-        reward, last, ended = (
-            x.type_as(next_q_tot).view(shape) for x in (batch.reward, last, ended)
-        )
+        reward, last, ended = (x.to(next_q_tot).view(shape) for x in (batch.reward, last, ended))
         discount, lambda_ = self.gamma * (1 - ended), self.td_lambda * (1 - last)
         y, decay = reward + discount * (1 - lambda_) * next_q_tot, discount * lambda_
         # Step f led to row B + f, on which the next step of its episode acted. After a last step
@@ -136,10 +134,8 @@ class QLearner:
         self.optimiser.step()
         weights = self.average.state_dict().values(), self.agent.state_dict().values()
         for mean, new in zip(*weights, strict=True):
-            if new.is_floating_point():
-                mean.lerp_(new, self.average_rate)
-            else:  # a counter, as normalisations have
-                mean.copy_(new)
+            # What is no float is a counter, as normalisations have: it has no average.
+            mean.copy_(mean.lerp(new, self.average_rate) if new.is_floating_point() else new)
         return {"loss": loss.detach(), "grad_norm": grad_norm, **stats}
 
     def sync_target(self) -> None:

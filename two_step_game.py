@@ -53,8 +53,7 @@ def train(kind: str, seed: int) -> tuple[RNNAgent, nn.Module]:
     rng = np.random.default_rng(seed)
     env = TwoStepGame(n_envs=PARALLEL)
     E, N, A, obs_dim, S = env.n_envs, env.n_agents, env.n_actions, env.obs_dim, env.state_dim
-    agent = RNNAgent(input_dim(obs_dim, A, N), A)
-    mixer = MIXERS[kind](N, S, MIXING_EMBED_DIM)
+    agent, mixer = RNNAgent(input_dim(obs_dim, A, N), A), MIXERS[kind](N, S, MIXING_EMBED_DIM)
     learner = QLearner(agent, mixer, gamma=0.99, optimiser="rmsprop", lr=LR)
     buffer = ReplayBuffer(BUFFER_SIZE, E, env.episode_limit, N, A, obs_dim, S)
     players, everywhere = Players(agent, E, N, A, seed), np.ones(E, bool)
