@@ -116,24 +116,31 @@ def test_letters_that_the_terminal_does_not_know(tmp_path, whole):
 # --- signals, threads ----------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def handled(number, handler):
+    """A signal goes to `handler`, and afterwards to whom it went before."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
 def test_a_dropped_connection_and_slurms_warning_stop_it_in_good_order(
     whole, tmp_path, monkeypatch, name
 ):
     number = getattr(signal, name)
-    before = signal.signal(number, signal.SIG_DFL)  # SIGHUP: these tests may run under nohup
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, handled(number, signal.SIG_DFL):  # not as under nohup
         stop_at(patch, 60, number)
         assert start(tmp_path / "run") == 128 + number
-    signal.signal(number, before)
     assert resume(tmp_path / "run") == 0 and same_run(whole, tmp_path / "run")
 
 
 def test_nohup_lets_it_run_on(whole, tmp_path, monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop_at(monkeypatch, 60, signal.SIGHUP)
-    assert start(tmp_path / "run") == 0 and same_run(whole, tmp_path / "run")
-    signal.signal(signal.SIGHUP, before)
+    with handled(signal.SIGHUP, signal.SIG_IGN):
+        assert start(tmp_path / "run") == 0 and same_run(whole, tmp_path / "run")
 
 
 def test_a_run_in_another_thread(whole, tmp_path):

@@ -32,8 +32,7 @@ DY = np.array([0, 1, 1, 1, 0, -1, -1, -1])
 # Numba's options for functions that are called by others here, and for kernels, called from Python.
 # Without _nrt numba does not count at every call who holds an array: that took a sixth of the time.
 # So no rule may make an array, list or set: numba then says "NRT required" or "Only accept
-# returning of array passed into the function". A rule that makes one needs
-# _nrt=False taken out of here.
+# returning of array passed into the function". A rule that makes one needs JIT without _nrt=False.
 JIT = dict(error_model="numpy", _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 KERNEL = JIT | {"no_cpython_wrapper": False, "cache": True}
 

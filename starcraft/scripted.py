@@ -33,8 +33,8 @@ def scripted(sim, player):
 
     heals = kinds["heal_rate"][:, :N] > 0  # (E, N)
     if player == "closest":
-        target = np.where(sim.units["order"] == ATTACK, sim.units["target"] - N, -1)[:, :N, None]
-        rank = np.where(target == np.arange(far.shape[-1]), -1, far)
+        held = np.where(sim.units["order"] == ATTACK, sim.units["target"] - N, -1)[:, :N, None]
+        rank = np.where(held == np.arange(far.shape[-1]), -1, far)
         can_hit = kinds["weapon"][:, :N, None] & kinds["seen_as"][:, None, N:] != 0
         may = np.where(heals[..., None], may, can_hit & np.isfinite(far))
     else:
