@@ -7,7 +7,8 @@ loss. `Players` acts in many episodes side by side and remembers what each of th
 Not a script. See it at work: python train.py --map 2s3z
 
 Shapes: E environments, N agents, A actions, O observation, I = O + A + N input, H GRU width;
-        in a batch of episodes P observations (buffer.py draws how they lie); R rows, one per agent.
+        in a batch of episodes P observations (buffer.py draws how they lie); R rows: all agents
+        of the first episode, then of the next (which agent a row is, its last N inputs say).
 """
 
 import numpy as np
@@ -34,7 +35,8 @@ class RNNAgent(nn.Module):
 
     def initial_hidden(self, rows: int) -> Tensor:
         """Zeros (rows, H) on the device of the network: what an episode begins with. In unroll
-        torch.nn.GRU begins with zeros by itself."""
+        torch.nn.GRU begins with zeros by itself. One tensor, a row per agent, is all that Players
+        and checkpoints carry along: an LSTM's two would lie side by side, (rows, 2 * H)."""
         return self.fc1.weight.new_zeros(rows, self.hidden_dim)
 
     def forward(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

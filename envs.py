@@ -13,8 +13,8 @@ E environments run side by side with N agents, A actions, O numbers per observat
                                                 battle_won, aborted, each (E,) bool)
     env.close()
 
-- The constructor (its arguments: at ENVS) begins the first episodes: nobody calls reset before the
-  first step.
+- The constructor (map_name, n_envs, seed, **options) begins the first episodes: nobody calls reset
+  before the first step.
 - Nothing resets itself: after a step the arrays hold the last observation of a finished episode;
   store it, then call reset(mask). Nobody waits for the longest episode.
 - `terminated` (the task ended) and `truncated` (time ran out) are different facts.
@@ -149,7 +149,8 @@ def make_env(env="auto", map_name="2s3z", n_envs=None, seed=0, **options):
     try:
         inspect.signature(ENVS[env]).bind(map_name, n_envs, seed, **options)
     except TypeError as error:
-        raise ValueError(f"--env-args: environment {env} {error}") from None
+        called = f"environment {env}, called with map, n_envs, seed and --env-args"
+        raise ValueError(f"{called}: {error}") from None
     made = ENVS[env](map_name, n_envs, seed, **options)
     if env != "auto":  # which is no name of a game
         made.name = env

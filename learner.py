@@ -134,7 +134,7 @@ class QLearner:
         self.optimiser.step()
         weights = self.average.state_dict().values(), self.agent.state_dict().values()
         for mean, new in zip(*weights, strict=True):
-            # What is no float is a counter, as normalisations have: it has no average.
+            # Integers are counters, as normalisations have them: copied, not averaged.
             mean.copy_(mean.lerp(new, self.average_rate) if new.is_floating_point() else new)
         return {"loss": loss.detach(), "grad_norm": grad_norm, **stats}
 
@@ -145,9 +145,9 @@ class QLearner:
             self.target_mixer.load_state_dict(self.mixer.state_dict())
 
     def parts(self) -> dict:
-        """All that learning goes on from: networks, their copies, the optimiser's memory; whatever
-        has state_dict() and load_state_dict(), of shapes that do not change. What is not named
-        here is not saved; what is not in self.parameters is not learned."""
+        """What a resumed run needs: networks, their copies, the optimiser; any object with
+        state_dict() and load_state_dict() whose shapes stay the same. What is not named here is
+        not saved; what is not in self.parameters is not learned."""
         names = ("agent", "mixer", "target_agent", "target_mixer", "average", "optimiser")
         return {name: part for name in names if (part := getattr(self, name))}
 

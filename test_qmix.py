@@ -646,8 +646,8 @@ def test_two_step_game_is_the_papers():
     [
         (("sc3",), {}, "unknown environment 'sc3': choose from .*two_step"),
         (("sim", "3m", 0), {}, "at least 1"),
-        (("sc2", "3m", 1, 1), {"time": 1}, "environment sc2 got an unexpected .* 'time'"),
-        (("two_step",), {"balance": "ladder"}, "environment two_step got an unexpected"),
+        (("sc2", "3m", 1, 1), {"time": 1}, "environment sc2, called with .* unexpected .* 'time'"),
+        (("two_step",), {"balance": "ladder"}, "environment two_step, called with .* unexpected"),
         (("sim", "3m"), {"colour": 1}, "unknown option 'colour'"),
     ],
 )
@@ -673,7 +673,7 @@ def test_auto_takes_the_simulator_where_starcraft_is_not_and_says_so(monkeypatch
     monkeypatch.setattr(envs, "SMACWorkers", Games)
     assert envs.make_env("auto", "3m", 2, 5).given == ("3m", 2, 5, 60.0)
     assert envs.make_env("sc2", "3m", None, 5, timeout=9).given == ("3m", None, 5, 9)
-    with pytest.raises(ValueError, match="environment sc2 got an unexpected"):
+    with pytest.raises(ValueError, match="environment sc2, called with map"):
         envs.make_env("auto", "3m", 2, balance="ladder")
     assert capsys.readouterr().err == ""
 

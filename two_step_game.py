@@ -8,8 +8,9 @@ represent 2B, expects less than 7 there and takes the safe way. QMIX can, and fi
     python two_step_game.py --mixer qmix --seed 3 --json     one method as one JSON object
 
 Agent, mixer, learner, replay and game are the modules that train.py uses; the loop is shorter, and
-the settings are the paper's for this game. Every action is random (epsilon = 1 as in the paper),
-so what is learned is the best fit over all joint actions and not over those of one policy.
+the settings are the paper's for this game, but for what is said below. Every action is random
+(epsilon = 1 as in the paper), so what is learned is the best fit over all joint actions and not
+over those of one policy.
 
 Shapes: E games side by side, N = 2 agents, A = 2 actions, S state.
 """
@@ -31,7 +32,8 @@ from mixer import MIXERS
 # Batch, buffer (episodes), mixing width and target interval (gradient steps) are the paper's.
 # Different: each gradient step follows PARALLEL episodes, in the paper one, and the learning rate
 # falls to zero from twice the paper's 5e-4, which keeps the noise of sampling out of the printed
-# values. The agent is train.py's, recurrent and told its last action; the paper's here is neither.
+# values. Agent, double Q-learning and hypernetworks of two layers are train.py's; the paper's agent
+# here has no memory and is not told its last action, and its hypernetworks have one layer.
 BATCH_SIZE, BUFFER_SIZE, TARGET_UPDATE, MIXING_EMBED_DIM = 32, 500, 100, 8
 PARALLEL, ROUNDS, LR = 32, 1500, 1e-3
 

@@ -32,15 +32,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from agent import Players, RNNAgent, input_dim
+from agent import Players
 from buffer import DONE, Batch, ReplayBuffer
 from extras.flags import Parser
-from extras.gru import GRU
 from extras.threads import share_out
 from learner import QLearner
-from mixer import Mixer
+from mixer import MIXERS
 from starcraft.maps import MAPS
 from starcraft.simulator import BattleSim, StarCraft2Env, random_actions
+from train import make_agent, parse_args
 
 PARTS = ("simulator", "acting", "gradient", "train", "memory")
 JAXMARL_QMIX = "baselines/QLearning/qmix_rnn.py"
@@ -83,9 +83,10 @@ def play(env, buffer, episodes, rng):
 
 
 def networks(env):
-    N, A = env.n_agents, env.n_actions
+    """Those of train.py with its defaults, on the CPU."""
     torch.manual_seed(0)
-    return RNNAgent(input_dim(env.obs_dim, A, N), A, gru=GRU), Mixer(N, env.state_dim)
+    agent = make_agent(parse_args([])[0], env)
+    return agent, MIXERS["qmix"](env.n_agents, env.state_dim)
 
 
 def our_learner(env, threads, device="cpu"):

@@ -102,16 +102,19 @@ def group_runs(runs):
         grouped[game] = defaultdict(list)
         for method, members in methods.items():
             names = {name for flags, _ in members for name in flags} - OF_A_SEED
-            # `or 0`: a flag that an older version did not have yet counts as switched off.
             differ = sorted(
-                name
-                for name in names
-                if len({str(flags.get(name) or 0) for flags, _ in members}) > 1
+                name for name in names if len({setting(flags, name) for flags, _ in members}) > 1
             )
             for flags, columns in members:
-                label = ", ".join([method, *(f"{name} {flags.get(name) or 0}" for name in differ)])
+                label = ", ".join([method, *(f"{name} {setting(flags, name)}" for name in differ)])
                 grouped[game][label].append(columns)
     return grouped
+
+
+def setting(flags, name):
+    """As text. A flag that an older version did not have yet is like a switch that is off."""
+    value = flags.get(name)
+    return "unset" if value is None or value is False else str(value)
 
 
 def quartiles(members, axis):
@@ -264,6 +267,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.results == bool(args.runs):
         parser.error("give run directories, or --results and none")
+    if args.results and (args.table or args.out or args.time or args.real):
+        parser.error("--results has its commands in the pages: leave out other flags")
     if args.out is None and not args.table and not args.results:
         args.out = Path("curves.png")
     if args.out and not args.out.suffix:

@@ -51,9 +51,11 @@ from starcraft.worker import die_with_trainer
 
 HERE = Path(__file__).resolve().parents[1]
 SOURCES = "*.py", "extras/*.py", "starcraft/*.py", "starcraft/*.json"  # what a machine needs
-# Flags of train.py that the sweep gives itself, or that are not for training.
-TAKEN = {"--map", "--mixer", "--seed", "--threads", "--runs", "--run-dir", "--resume", "--evaluate"}
-TAKEN |= {"--best", "--json", "--save-replay", "--init-from", "--device"}
+# Flags of train.py that the sweep gives itself, and what to give here; others are not for it.
+TAKEN = {"--map": "--maps", "--mixer": "--mixers", "--seed": "--seeds", "--threads": "--cores"}
+TAKEN |= {"--runs": "--out", "--run-dir": "--out"}
+NOT_HERE = {"--resume", "--evaluate", "--best", "--json", "--save-replay"}
+NOT_HERE |= {"--init-from", "--device"}
 NEWS = 2.0  # seconds after which a runner answers even if nothing has happened
 LOOK = 0.2  # seconds from one look at the run to the next, until there is something to answer
 TRIES = 3  # machines that a run may lose in a row before a test of it has come home
@@ -388,8 +390,9 @@ def plan(parser, args, rest):
     """The jobs, seed after seed, so that what is left out at the end are seeds and not methods.
     rest: flags for train.py. Raises ValueError or exits, with one line, if something is wrong."""
     for word in rest:
-        if (name := word.partition("=")[0]) in TAKEN:
-            parser.error(f"{name} is not for the runs of a sweep: leave it out")
+        if (name := word.partition("=")[0]) in TAKEN.keys() | NOT_HERE:
+            instead = f"give {TAKEN[name]}" if name in TAKEN else "leave it out"
+            parser.error(f"{name} is not for the runs of a sweep: {instead}")
     jobs, games = {}, {}
     for seed, map_name, mixer in product(chain(*args.seeds), args.maps, args.mixers):
         argv = [*rest, "--map", map_name, "--mixer", mixer, "--seed", str(seed)]
@@ -397,14 +400,18 @@ def plan(parser, args, rest):
         flags, _ = train.parse_args(argv)
         if map_name not in games:
             games[map_name] = what_is_played(flags)
-        env, game = games[map_name]
+        env, game, _ = games[map_name]
         if flags.env == "auto":  # decided here, so that it is the same on all machines
             argv += ["--env", env]
         flags = vars(flags) | {"env": env}
         if env != "sc2":
             flags["n_envs"] = flags["n_envs"] or PARALLEL
         folder = args.out / f"{game}_{mixer}_s{seed}".replace("/", "-")
+        if folder in jobs and jobs[folder].flags["map"] != map_name:
+            raise ValueError(f"environment {env} knows no maps, all are {game}: give one of --maps")
         jobs[folder] = Job(folder, argv, flags)
+    for problem in dict.fromkeys(problem for *_, problem in games.values() if problem):
+        print(f"Playing the simulator, not StarCraft II: {problem}", file=sys.stderr)
     for job in jobs.values():
         job.look()
         job.compare()
@@ -412,19 +419,17 @@ def plan(parser, args, rest):
 
 
 def what_is_played(flags):
-    """(environment, game) of the runs. Raises ValueError, one line, where they could not begin;
-    whether StarCraft II can be played turns out on the machines."""
-    env = flags.env
+    """(environment, game, why "auto" is not StarCraft II) of the runs. Raises ValueError, one line,
+    where they could not begin; whether StarCraft II can be played turns out on the machines."""
+    env, problem = flags.env, None
     if env == "auto":
         problem = sc2_problem(flags.map)
         env = "sim" if problem else "sc2"
-        if problem:
-            print(f"Playing the simulator, not StarCraft II: {problem}", file=sys.stderr)
     if env == "sc2":
-        return env, flags.map
+        return env, flags.map, problem
     made = make_env(env, flags.map, 1, 0, **dict(flags.env_args))
     made.close()
-    return env, game_of(made)
+    return env, game_of(made), problem
 
 
 def parse(argv):
@@ -445,45 +450,50 @@ def parse(argv):
     return *p.parse_known_args(argv), p
 
 
+def remove_if_empty(folder):
+    with contextlib.suppress(OSError):  # not there, or there is something in it
+        folder.rmdir()
+
+
 def main(argv=None):
     """Returns the exit status: 0, 1 if a run failed, 128 + signal if stopped."""
     args, rest, parser = parse(argv)
-    locks = []
-    with parser.refuses():
-        jobs = plan(parser, args, rest)
-        left = [job for job in jobs if not job.done]
-        if not left:
-            say(f"All {len(jobs)} runs in {args.out} are finished: there is nothing to do.")
-            return 0
-        # Where nothing travels, it is train.py that locks the folder of a run.
-        for folder in [args.out, *(job.folder for job in left if args.address)]:
-            folder.mkdir(parents=True, exist_ok=True)
-            locks.append(Lock(folder))
-        ray = connect(args.address)
-        nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-        if max(nodes) < args.cores:
-            raise ValueError(f"no machine has {args.cores} cores, at most {max(nodes):.0f}")
-    travels(__name__)
-    sweep = Sweep(ray, jobs, args.cores, args.address)
-    say(f"{args.out}: {sweep.summary()}; Ray has {sum(nodes):.0f} cores on {len(nodes)} machines")
-    try:
-        sweep.run()
-    except KeyboardInterrupt:
-        say("Stopped at once: what the runs did since their last tests is lost.")
-    except (OSError, ray.exceptions.RayError) as error:  # a full disk here; the cluster is gone
-        sweep.error = " ".join(str(error).split())[:300]
-    finally:
-        ray.shutdown()
-        for job in left:
-            with contextlib.suppress(OSError):  # there is something in it
-                job.folder.rmdir()
-        for lock in locks:
-            lock.release()
+    with contextlib.ExitStack() as at_the_end:
+        with parser.refuses():
+            jobs = plan(parser, args, rest)
+            left = [job for job in jobs if not job.done]
+            if not left:
+                say(f"All {len(jobs)} runs in {args.out} are finished: there is nothing to do.")
+                return 0
+            for job in left:
+                at_the_end.callback(remove_if_empty, job.folder)
+            # Where nothing travels, it is train.py that locks the folder of a run.
+            for folder in [args.out, *(job.folder for job in left if args.address)]:
+                folder.mkdir(parents=True, exist_ok=True)
+                at_the_end.callback(Lock(folder).release)
+            ray = connect(args.address)
+            at_the_end.callback(ray.shutdown)
+            nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+            if max(nodes) < args.cores:
+                raise ValueError(f"no machine has {args.cores} cores, at most {max(nodes):.0f}")
+        travels(__name__)
+        sweep = Sweep(ray, jobs, args.cores, args.address)
+        room = f"Ray has {sum(nodes):.0f} cores on {len(nodes)} machines"
+        say(f"{args.out}: {sweep.summary()}; {room}")
+        try:
+            sweep.run()
+        except KeyboardInterrupt:
+            say("Stopped at once: what the runs did since their last tests is lost.")
+        except (OSError, ray.exceptions.RayError) as error:  # a full disk here; the cluster is gone
+            sweep.error = " ".join(str(error).split())[:300]
     failed = [job for job in jobs if job.failure]
     for job in failed:
         print(f"sweep.py: {job.folder.name} failed: {job.failure}", file=sys.stderr)
     if sweep.error:
-        print(f"sweep.py: error: {sweep.error}; mend that, and the same command", file=sys.stderr)
+        print(
+            f"sweep.py: error: {sweep.error}; mend that, and the same command goes on",
+            file=sys.stderr,
+        )
         return 1
     if sweep.signal:
         say(f"Stopped: {sweep.summary()}. The same command goes on.")

@@ -157,13 +157,14 @@ def all_maps(game, maps):
     head += ["StarCraft II, real runs: mean (runs)", "StarCraft II 4.6.2, SMAC paper: median"]
     rows, sources = [], set()
     for name, label, runs in each_row(maps):
-        real, cell = real_runs(name, label), ""
+        method = label.split(",")[0]
+        real, cell = real_runs(name, method), ""
         done = min(run["t_env"][-1] for run in runs)
         if real and done >= min(real["win_rate"]):
             steps = max(t for t in real["win_rate"] if t <= done)
             cell = f"{real['win_rate'][steps]:.2f} ({real['runs']}) at {steps:,}"
             sources.update(real["sources"])
-        percent = published()["smac_paper"]["percent"].get(name, {}).get(label)
+        percent = published()["smac_paper"]["percent"].get(name, {}).get(method)
         paper = "" if percent is None else f"{percent / 100:.2f}"
         here = [str(len(runs)), steps_done(runs), final_win_rate(runs)]
         rows.append([name, label, *here, cell, paper])
@@ -191,7 +192,7 @@ def by_steps(game, maps):
             cells.append(f"{np.median(wins):.2f}{fewer}" if wins else "")
         reached = max([reached, *(i + 1 for i, cell in enumerate(cells) if cell)])
         rows.append([name, label, f"{game}, {len(runs)}", *cells])
-        if real := real_runs(name, label):
+        if real := real_runs(name, label.split(",")[0]):
             wins = [real["win_rate"].get(steps) for steps in STEPS]
             cells = ["" if win is None else f"{win:.2f}" for win in wins]
             rows.append([name, label, f"StarCraft II, {real['runs']} (mean)", *cells])
@@ -220,13 +221,14 @@ def methods(game, maps):
     for label in labels:
         means = iqm(np.hstack(scores[label])), iqm(np.hstack(again[label]))
         mean = with_interval(*means, fewest[label])
-        cell = ""
-        if label != "qmix" and "qmix" in labels:
+        rows.append([label, str(sum(map(len, scores[label]))), mean])
+        if "qmix" in labels:
             chances = better(scores["qmix"], scores[label]), better(again["qmix"], again[label])
             cell = with_interval(*chances, min(fewest["qmix"], fewest[label]))
-        rows.append([label, str(sum(map(len, scores[label]))), mean, cell])
+            rows[-1].append("" if label == "qmix" else cell)
     head = ["method", "runs", f"final win rate, {game}: interquartile mean (95 %)"]
-    head.append("QMIX is better with probability (95 %)")
+    if "qmix" in labels:
+        head.append("QMIX is better with probability (95 %), a tie counting half")
     return f"{markdown(head, rows)}\n\nOver the maps {', '.join(common)}."
 
 

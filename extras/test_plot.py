@@ -95,6 +95,10 @@ def test_plot_keeps_other_hyperparameters_apart(tmp_path):
         "qmix, lr 1.0": 2,
         "qmix, lr 2.0": 1,
     }
+    write_run(tmp_path / "d", (0.0, 1.0), a_number_of_later=0.0)
+    runs = [plot.read_run(tmp_path / name) for name in "ad"]
+    labels = [f"qmix, a_number_of_later {value}" for value in ("unset", "0.0")]
+    assert list(plot.group_runs(runs)[("sim", "3m")]) == labels
 
 
 # --- statistics ----------------------------------------------------------------------------------
@@ -179,6 +183,17 @@ def test_no_map_in_common(tmp_path, capsys):
     assert "no map was played by all of qmix, vdn" in capsys.readouterr().err
 
 
+def test_without_qmix_there_is_nothing_to_be_better_than(tmp_path, capsys):
+    runs = [write_run(tmp_path / mixer, (0.0, 1.0), mixer=mixer) for mixer in ("vdn", "iql")]
+    assert [len(row) for row in cells(printed(capsys, *runs, "--table", "methods"))] == [3, 3]
+
+
+def test_a_page_has_its_own_flags(capsys):
+    with pytest.raises(SystemExit):
+        plot.main(["--results", "--out", "x.png"])
+    assert "leave out other flags" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("wins", "first"),
     [
@@ -232,8 +247,10 @@ def test_beside_what_others_measured(tmp_path, capsys):
         write_run(tmp_path / f"{mixer}_{map_name}", [0.0, 0.6, 0.75], 1.0, mixer, map_name, 400_000)
         for mixer, map_name in (("qmix", "3s5z"), ("vdn", "3s5z"), ("qmix", "8m"))
     ]
+    runs.append(write_run(tmp_path / "lr", [0.0] * 3, 1.0, "vdn", "3s5z", 400_000, lr=2.0))
     out = printed(capsys, *runs, "--table", "all-maps")
-    qmix, vdn, other = cells(out)
+    qmix, vdn, slow, other = cells(out)
+    assert [slow[1], slow[-1]] == ["vdn, lr 2.0", "0.84"], "published of whatever settings"
     assert qmix[2:] == ["1", "800,000", "0.75", "0.76 (5) at 750,000", "0.97"]
     assert vdn[5:] == ["", "0.84"] and other[5:] == ["", ""]
     assert "1902.04043" in out and "Jonarain/pymarl, Togmm/pymarl-monotone-qmix." in out

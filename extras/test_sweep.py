@@ -192,7 +192,8 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, cluster, ca
         (["--lr", "-1"], "--lr"),
         (["--batch-size", "9", "--buffer-size", "8"], "--batch-size 9"),
         (["--env-args", "speed=3"], "unknown option 'speed'"),
-        (["--threads", "2"], "--threads is not for the runs of a sweep"),
+        (["--threads", "2"], "--threads is not for the runs of a sweep: give --cores"),
+        (["--env", "two_step", "--maps", "3m", "8m"], "environment two_step knows no maps"),
         (["--resume=x"], "--resume is not for"),
         (["--cores", "0"], "--cores"),
         (["--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
@@ -204,7 +205,7 @@ def test_bad_flags_are_refused_before_anything_starts(tmp_path, capsys, argv, me
     err = capsys.readouterr().err
     assert exit_.value.code == 2
     assert message in err and err.count("\n") == 1
-    assert not list(tmp_path.glob("out/*/*")) and not ray.is_initialized()
+    assert not list(tmp_path.glob("out/*")) and not ray.is_initialized()
 
 
 def test_a_test_that_is_done_again_is_no_progress(tmp_path):
