@@ -144,6 +144,7 @@ class Host:
         self.line = self.ending = None  # ending: how Machine.play will end
         self.spent = self.starts = 0  # starts of a game in actors before this one, and in this one
         self.steps = self.failures = 0  # failures: actors in a row that came to nothing
+        self.unread = False  # asked, and its answer was not read
 
 
 class RaySMAC:
@@ -215,6 +216,7 @@ class RaySMAC:
         """One step in all games at once."""
         actions = np.asarray(actions)
         check(actions, self.avail_actions, self.playing)
+        self.playing[:] = False  # until all have answered: Ctrl-C may end this
         rows = np.where(self.lost[:, None], ANY, actions)  # (E, N)
         asked = {host: rows[host.part] for host in self.hosts}
         for array in self._step[:-1]:
@@ -284,7 +286,13 @@ class RaySMAC:
     def _answers(self, method, asked):
         """Ask hosts, {host: argument of the method}, and yield (host, what it was asked for, what
         its games show). Those that are gone or silent are left out, and started anew."""
+        for host in [
+            host for host in asked if host.unread
+        ]:  # its answer is taken for another, else
+            del asked[host]
+            self._restart(host, "Ctrl-C while it was asked")
         for host, argument in asked.items():
+            host.unread = True
             with contextlib.suppress(OSError):  # receive() will fail as well
                 host.line.send((method, argument))
         lines = {host.line: host for host in asked}
@@ -297,6 +305,7 @@ class RaySMAC:
                 except (OSError, EOFError):
                     self._outcome(host, host.ending)
                 else:
+                    host.unread = False
                     yield host, what, seen
             if not ready:  # the line of a machine without power stays open
                 ended = {host.ending: line for line, host in lines.items()}
@@ -326,7 +335,7 @@ class RaySMAC:
     def _hang_up(self, host):
         if host.line:
             host.line.close()
-        host.line = None
+        host.line, host.unread = None, False
 
     def _restart(self, host, fault):
         self._hang_up(host)

@@ -233,6 +233,9 @@ class SMACWorkers:
     def reset(self, mask=None):
         """Begin new episodes where mask (E,) is True, None: all. Waits for games that restart."""
         who = np.flatnonzero(np.ones(self.n_envs, bool) if mask is None else mask)
+        for i, game in enumerate(self.games):
+            if game.playing and game.deadline is not None:  # else its answer is taken for another
+                self._restart(i, "Ctrl-C during a step")
         for i in who:
             if self.games[i].first is None and self.games[i].deadline is None:
                 self.games[i].ask(("reset",), self.timeout)
@@ -244,7 +247,8 @@ class SMACWorkers:
     def step(self, actions):
         """One step in all games at once: send everything, then gather the answers as they come."""
         actions = np.asarray(actions)
-        check(actions, self.avail_actions, np.array([game.playing for game in self.games]))
+        playing = [game.playing and game.deadline is None for game in self.games]
+        check(actions, self.avail_actions, np.array(playing))
         for game, row in zip(self.games, actions.tolist(), strict=True):
             game.ask(("step", row), self.timeout)
         reward, terminated, truncated, battle_won, aborted = self._step

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from .simulator import StarCraft2Env, random_actions
-from .test_sc2 import FaultyGame, noted, play, play_beside, wait_until_gone
+from .test_sc2 import FaultyGame, interrupted, noted, play, play_beside, wait_until_gone
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install ray==2.60.0")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -142,6 +142,24 @@ def test_an_actor_lost_between_two_steps(games):
     env.reset(step.aborted)
     episodes, aborts = play(env, 60, rng)
     assert episodes and not aborts
+
+
+@pytest.mark.parametrize("asked", ["step", "reset"])
+def test_what_ctrl_c_interrupts_leaves_no_answer_for_the_next(games, monkeypatch, asked):
+    """In a notebook, where the same environment goes on."""
+    env, rng = games(), np.random.default_rng(4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(env, "_show", interrupted)
+        if asked == "step":
+            env.step(env.avail_actions.argmax(-1))
+        env.reset()
+    if asked == "step":
+        with pytest.raises(ValueError, match="is over: reset"):
+            env.step(random_actions(env.avail_actions, rng))
+    env.reset()
+    assert env.restarts == 1 and "Ctrl-C" in env.last_fault
+    episodes, aborts = play(env, 80, rng)
+    assert not aborts and seen_and_played(env, episodes) == 0
 
 
 def test_a_machine_without_power_leaves_its_line_open(games):

@@ -137,6 +137,10 @@ def workers(tmp_path, monkeypatch):
     assert not wait_until_gone(noted(tmp_path, "pid"), 2)
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def play(env, steps, rng):
     """Random play; returns the finished episodes (environment, return, length) and, copied, the
     Steps with an abort."""
@@ -234,6 +238,28 @@ def test_broken_game_aborts_its_episode_and_no_other(workers, fault):
     assert env.last_fault.startswith(f"game {broken}: ") and "\n" not in env.last_fault
     seeds = noted(workers.folder, "seed")
     assert len(seeds) == len(set(seeds)) == 3 and set(seeds[:2]) == {"7", "8"}
+
+
+def test_an_interrupted_step_leaves_no_answer_for_the_next(workers, monkeypatch):
+    """Ctrl-C in a notebook."""
+    env = workers(2)
+    actions = env.avail_actions.argmax(-1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(env, "_show", interrupted)
+        env.step(actions)
+    answered = [game.deadline is None for game in env.games]
+    assert sum(answered) == 1
+    with pytest.raises(ValueError, match=f"of environment {answered.index(False)} is over: reset"):
+        env.step(env.avail_actions.argmax(-1))
+    env.reset()
+    assert env.restarts == 1 and "Ctrl-C" in env.last_fault
+    seeds = [7 + i if answered[i] else 7 + i + 2 for i in range(2)]
+    games = [StarCraft2Env("3m", seed=seed, continuing_episode=True) for seed in seeds]
+    for game in games:
+        game.reset()
+    games[answered.index(True)].step(actions[answered.index(True)])
+    games[answered.index(True)].reset()
+    play_beside(env, games, 100)
 
 
 def test_every_game_may_break_again_and_again(workers):
