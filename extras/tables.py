@@ -154,7 +154,7 @@ def win_rates(game, maps):
 def all_maps(game, maps):
     """Final win rates beside those that others measured on StarCraft II, in their own columns."""
     head = ["map", "method", "seeds", "steps", f"final win rate, {game}: median, quartiles"]
-    head += ["StarCraft II, real runs: mean (runs)", "StarCraft II 4.6.2, SMAC paper: median"]
+    head += ["StarCraft II, real runs: mean (runs)", "4.6.2, SMAC paper", "4.10, tuned"]
     rows, sources = [], set()
     for name, label, runs in each_row(maps):
         method = label.split(",")[0]
@@ -164,15 +164,29 @@ def all_maps(game, maps):
             steps = max(t for t in real["win_rate"] if t <= done)
             cell = f"{real['win_rate'][steps]:.2f} ({real['runs']}) at {steps:,}"
             sources.update(real["sources"])
-        percent = published()["smac_paper"]["percent"].get(name, {}).get(method)
-        paper = "" if percent is None else f"{percent / 100:.2f}"
+        tables = (published()[source]["percent"] for source in ("smac_paper", "tuned"))
+        percents = (table.get(name, {}).get(method) for table in tables)
+        papers = ["" if percent is None else f"{percent / 100:.2f}" for percent in percents]
         here = [str(len(runs)), steps_done(runs), final_win_rate(runs)]
-        rows.append([name, label, *here, cell, paper])
+        rows.append([name, label, *here, cell, *papers])
     texts = [markdown(head, rows), f"SMAC paper: {published()['smac_paper']['about']}"]
+    if any(row[-1] for row in rows):
+        texts.append(f"Tuned: {published()['tuned']['about']}")
     if sources:
         names = ", ".join(sorted(sources))
         texts.append(f"Real runs: {published()['real_runs']['about']} Repositories: {names}.")
     return "\n\n".join(texts)
+
+
+def final(game, maps):
+    """Final win rates alone, medians over seeds: a row per map, a column per method."""
+    labels = sorted({label for of_map in maps.values() for label in of_map}, key=rank)
+
+    def cell(runs):
+        return f"{np.median(final_scores(runs)):.2f}" if runs else ""
+
+    rows = [[name, *(cell(of_map.get(label)) for label in labels)] for name, of_map in maps.items()]
+    return markdown([f"{game}, map", *labels], rows)
 
 
 def by_steps(game, maps):
@@ -279,6 +293,7 @@ def two_step(paths):
 TABLES = {
     "win-rates": win_rates,
     "all-maps": all_maps,
+    "final": final,
     "by-steps": by_steps,
     "methods": methods,
     "returns": returns,

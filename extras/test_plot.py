@@ -247,14 +247,31 @@ def test_beside_what_others_measured(tmp_path, capsys):
         write_run(tmp_path / f"{mixer}_{map_name}", [0.0, 0.6, 0.75], 1.0, mixer, map_name, 400_000)
         for mixer, map_name in (("qmix", "3s5z"), ("vdn", "3s5z"), ("qmix", "8m"))
     ]
+    assert "Tuned" not in printed(capsys, *runs, "--table", "all-maps")
     runs.append(write_run(tmp_path / "lr", [0.0] * 3, 1.0, "vdn", "3s5z", 400_000, lr=2.0))
+    runs.append(write_run(tmp_path / "vdn", [0.0] * 3, 1.0, "vdn", "MMM2", 400_000))
     out = printed(capsys, *runs, "--table", "all-maps")
-    qmix, vdn, slow, other = cells(out)
-    assert [slow[1], slow[-1]] == ["vdn, lr 2.0", "0.84"], "published of whatever settings"
-    assert qmix[2:] == ["1", "800,000", "0.75", "0.76 (5) at 750,000", "0.97"]
-    assert vdn[5:] == ["", "0.84"] and other[5:] == ["", ""]
+    qmix, vdn, slow, other, hard = cells(out)
+    assert slow[1] == "vdn, lr 2.0" and slow[5:] == vdn[5:], "published of whatever settings"
+    assert qmix[2:] == ["1", "800,000", "0.75", "0.76 (5) at 750,000", "0.97", ""]
+    assert hard[5:] == ["", "0.01", "0.96"] and other[5:] == ["", "", ""]
+    assert "pymarl2 at 06cdce9" in out
     assert "1902.04043" in out and "Jonarain/pymarl, Togmm/pymarl-monotone-qmix." in out
-    assert "final win rate, simulator" in out and "StarCraft II 4.6.2, SMAC paper" in out
+    assert "final win rate, simulator" in out and "4.6.2, SMAC paper" in out
+
+
+def test_final_win_rates_side_by_side(tmp_path, capsys):
+    games = (("3s5z", "vdn", 0.5), ("3s5z", "qmix", 0.8), ("8m", "qmix", 1.0))
+    runs = [
+        write_run(
+            tmp_path / f"{map_name}_{mixer}_{seed}", [0.9, win + seed / 10], 1.0, mixer, map_name
+        )
+        for map_name, mixer, win in games
+        for seed in (0, 1, -1)
+    ]
+    out = printed(capsys, *runs, "--table", "final")
+    assert cells(out) == [["3s5z", "0.80", "0.50"], ["8m", "1.00", ""]]
+    assert out.startswith("| simulator, map | qmix | vdn  |")
 
 
 def test_two_step_table(tmp_path, capsys):
