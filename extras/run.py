@@ -98,10 +98,11 @@ class Run:
         self.small_enough = args.save_buffer == "auto" and buffer.nbytes <= room
         self.board = TensorBoard(self.folder)
         version = f" ({env.version})" if hasattr(env, "version") else ""
+        limit = "at most" if buffer.nbytes <= buffer.room else "fewer if they take more than"
         say(
             f"{args.mixer} on {game_of(env)}, played by {env.name}{version}: {env.n_envs} side by"
             f" side, {env.n_agents} agents, {env.n_actions} actions, on {args.device}\n"
-            f"replay buffer: {buffer.capacity} episodes, at most"
+            f"replay buffer: {buffer.capacity} episodes, {limit}"
             f" {min(buffer.nbytes, buffer.room) / 1e9:.2f} GB\n"
             f"run directory: {self.folder}, from t_env {self.t_env}"
         )

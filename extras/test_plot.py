@@ -367,10 +367,14 @@ def test_the_win_rates_over_256_episodes_are_those_of_the_raw_file():
     for game_map in ("3m", "2s3z", "3s5z"):
         runs = sorted(path.name for path in (plot.ROOT / "results").glob(f"{game_map}_s*"))
         seeds = f"seeds {runs[0].split('_s')[1]} to {runs[-1].split('_s')[1]}"
-        assert f"- {game_map}, {seeds}: {', '.join(rates[run] for run in runs)}.\n" in page
-    maps = {}
+        assert f"- {game_map}, {seeds}: {', '.join(rates.pop(run) for run in runs)}.\n" in page
+    methods = {}
     for run in sorted(path.name for path in (plot.ROOT / "results/maps").iterdir()):
-        maps.setdefault(run.split("_s")[0], []).append(rates[f"maps/{run}"])
-    listed = ", ".join(f"{name} {' and '.join(wins)}" for name, wins in maps.items())
-    assert f"{listed}." in page and f": {listed} (" in (plot.ROOT / "README.md").read_text()
-    assert f"it wins {rates['hard/MMM2_s1']} of them with these" in page
+        game_map, method, _ = run.rsplit("_", 2)
+        listed = methods.setdefault(method, {}).setdefault(game_map, [])
+        listed.append(rates.pop(f"maps/{run}"))
+    for method, maps in methods.items():
+        listed = ", ".join(f"{name} {' and '.join(wins)}" for name, wins in maps.items())
+        assert f"- {method}: {listed}.\n" in page
+    assert f"MMM2_qmix_s11 wins {rates.pop('hard/MMM2_qmix_s11')} of them with these" in page
+    assert not rates, "of runs that are not here"
