@@ -281,8 +281,9 @@ def fill(args):
 # ---- PyMARL, from a checkout that is left as it is ---------------------
 
 
-def pymarl_args(path, env, map_name="2s3z"):
-    """Their defaults for QMIX. Their package `envs` wants StarCraft II: ours stands in for it."""
+def pymarl_args(path, env, map_name="2s3z", **changed):
+    """Their defaults for QMIX, but for what is changed. Their package `envs` wants StarCraft II:
+    ours stands in for it."""
     import yaml
 
     source = path / "src"
@@ -299,7 +300,7 @@ def pymarl_args(path, env, map_name="2s3z"):
     values["env_args"] |= {"map_name": map_name, "seed": 1}
     values |= {"device": "cpu", "use_cuda": False}
     values |= {"n_agents": env.n_agents, "n_actions": env.n_actions, "state_shape": env.state_dim}
-    return SimpleNamespace(**values)
+    return SimpleNamespace(**values | changed)
 
 
 def pymarl_logger(stats):
@@ -320,8 +321,8 @@ def pymarl_scheme(env):
     }
 
 
-def pymarl_parts(path, env, map_name="2s3z"):
-    args = pymarl_args(path, env, map_name)
+def pymarl_parts(path, env, map_name="2s3z", **changed):
+    args = pymarl_args(path, env, map_name, **changed)
     from components.transforms import OneHot
     from controllers import REGISTRY as CONTROLLERS
     from learners import REGISTRY as LEARNERS

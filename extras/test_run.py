@@ -19,7 +19,7 @@ import torch
 
 import envs
 import train
-from extras import benchmark, files, plot, run
+from extras import benchmark, files, plot, run, same_as_pymarl
 from extras.flags import NOT_KEPT
 from starcraft import simulator
 from test_qmix import (
@@ -278,6 +278,8 @@ OTHERS = [
     (simulator, "--n-envs 0"),
     (benchmark, "--maps nowhere"),
     (benchmark, "--pymarl full"),
+    (same_as_pymarl, "full"),
+    (same_as_pymarl, "full --steps 0"),
     *([] if torch.cuda.is_available() else [(benchmark, "--device cuda")]),
 ]
 
