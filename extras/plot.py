@@ -203,8 +203,8 @@ def unit_of(axis, longest):
 def carry_out(args):
     """The table that the flags ask for; the picture, if they ask for one, is written to a file.
     Raises ValueError or OSError, one line."""
-    if args.table == "two-step":
-        return tables.two_step(args.runs)
+    if args.table in tables.OF_FILES:
+        return tables.OF_FILES[args.table](args.runs)
     grouped = group_runs(readable(args.runs))
     table = tables.make(args.table or "win-rates", grouped)
     if args.out:
@@ -240,11 +240,12 @@ def parse(argv):
         nargs="*",
         type=Path,
         metavar="RUN_DIR",
-        help="made by train.py; with --table two-step, files of two_step_game.py --json",
+        help="made by train.py; with --table two-step, files of two_step_game.py --json; with"
+        " --table evaluated, of lines RUN_NAME and what train.py --evaluate prints last",
     )
     parser.add_argument(
         "--table",
-        choices=[*tables.TABLES, "two-step"],
+        choices=[*tables.TABLES, *tables.OF_FILES],
         help="which table to print, without a picture unless there is --out; None: win-rates",
     )
     parser.add_argument(
@@ -273,8 +274,8 @@ def parse(argv):
         args.out = Path("curves.png")
     if args.out and not args.out.suffix:
         args.out = args.out.with_suffix(".png")
-    if args.table == "two-step" and args.out:
-        parser.error("--table two-step has no picture: leave out --out")
+    if args.table in tables.OF_FILES and args.out:
+        parser.error(f"--table {args.table} has no picture: leave out --out")
     if args.real and args.time:
         parser.error("--real knows steps only: leave out --time")
     return args

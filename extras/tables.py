@@ -9,6 +9,7 @@ in which it differs from others of that method. "Final" is the last test.
 """
 
 import json
+import re
 from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
@@ -178,17 +179,6 @@ def all_maps(game, maps):
     return "\n\n".join(texts)
 
 
-def final(game, maps):
-    """Final win rates alone, medians over seeds: a row per map, a column per method."""
-    labels = sorted({label for of_map in maps.values() for label in of_map}, key=rank)
-
-    def cell(runs):
-        return f"{np.median(final_scores(runs)):.2f}" if runs else ""
-
-    rows = [[name, *(cell(of_map.get(label)) for label in labels)] for name, of_map in maps.items()]
-    return markdown([f"{game}, map", *labels], rows)
-
-
 def by_steps(game, maps):
     """Win rates after so many steps, and those of real runs below them. A run counts where it has
     a test within 2 % of the steps; runs that have none there are missing from the median."""
@@ -289,15 +279,31 @@ def two_step(paths):
     return markdown([*head, "greedy return", "in the paper"], rows)
 
 
+def evaluated(paths):
+    """Shares of battles won by trained networks, side by side: a row per map, a column per method,
+    a number per seed. From files with lines "MAP_METHOD_sSEED test_win_rate=..." and whatever,
+    which is a run's name and the last line of `train.py --evaluate`. Raises ValueError."""
+    maps = defaultdict(lambda: defaultdict(list))
+    for line in (line for path in paths for line in path.read_text().splitlines()):
+        found = re.fullmatch(r"(?:.*/)?(\S+)_([a-z-]+)_s\d+ test_win_rate=([\d.]+)( .*)?", line)
+        if not found or found[2] not in METHODS:
+            raise ValueError(f"not a run's name and what train.py --evaluate prints: {line!r}")
+        maps[found[1]][found[2]].append(found[3])
+    labels = sorted({method for of_map in maps.values() for method in of_map}, key=rank)
+    rows = [[name, *(", ".join(maps[name][method]) for method in labels)] for name in maps]
+    return markdown(["map", *labels], rows)
+
+
 # --table NAME: a function of (game, maps), called once for each environment.
 TABLES = {
     "win-rates": win_rates,
     "all-maps": all_maps,
-    "final": final,
     "by-steps": by_steps,
     "methods": methods,
     "returns": returns,
 }
+# The same, of files that are no runs: a function of their paths.
+OF_FILES = {"two-step": two_step, "evaluated": evaluated}
 
 
 def make(kind, grouped):
