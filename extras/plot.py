@@ -241,7 +241,7 @@ def parse(argv):
         type=Path,
         metavar="RUN_DIR",
         help="made by train.py; with --table two-step, files of two_step_game.py --json; with"
-        " --table evaluated, of lines RUN_NAME and what train.py --evaluate prints last",
+        " --table evaluated, of lines MAP_METHOD_sSEED and what train.py --evaluate prints last",
     )
     parser.add_argument(
         "--table",

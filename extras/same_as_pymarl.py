@@ -6,9 +6,10 @@
 
 PyMARL's own learner and that of `train.py --paper` begin with the same weights and take the same
 number of gradient steps on the same batches of random battles: how far apart are they then? All
-that learning consists of is in it: inputs, GRU, mixer, double Q-learning, targets, what is masked,
+that learning consists of is in it: inputs, mixer, double Q-learning, targets, what is masked,
 clipping, RMSprop, target network. In 64 bits, because rounding is soon amplified: another best
-action, another target. Exit status 1 if they differ by more than rounding.
+action, another target; so the GRU is torch's here, not the compiled one, which has tests of its
+own. Exit status 1 if they differ by more than rounding.
 """
 
 import sys

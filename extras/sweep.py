@@ -465,12 +465,13 @@ def main(argv=None):
             if not left:
                 say(f"All {len(jobs)} runs in {args.out} are finished: there is nothing to do.")
                 return 0
-            for job in left:
-                at_the_end.callback(remove_if_empty, job.folder)
             # Where nothing travels, it is train.py that locks the folder of a run.
             for folder in [args.out, *(job.folder for job in left if args.address)]:
                 folder.mkdir(parents=True, exist_ok=True)
                 at_the_end.callback(Lock(folder).release)
+                at_the_end.callback(remove_if_empty, folder)
+            for job in left:
+                at_the_end.callback(remove_if_empty, job.folder)
             ray = connect(args.address)
             at_the_end.callback(ray.shutdown)
             nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]

@@ -287,7 +287,8 @@ def evaluated(paths):
     for line in (line for path in paths for line in path.read_text().splitlines()):
         found = re.fullmatch(r"(?:.*/)?(\S+)_([a-z-]+)_s\d+ test_win_rate=([\d.]+)( .*)?", line)
         if not found or found[2] not in METHODS:
-            raise ValueError(f"not a run's name and what train.py --evaluate prints: {line!r}")
+            what = "MAP_METHOD_sSEED and what train.py --evaluate prints"
+            raise ValueError(f"not {what}: {line!r}")
         maps[found[1]][found[2]].append(found[3])
     labels = sorted({method for of_map in maps.values() for method in of_map}, key=rank)
     rows = [[name, *(", ".join(maps[name][method]) for method in labels)] for name in maps]

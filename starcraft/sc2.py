@@ -215,6 +215,7 @@ class SMACWorkers:
         self.map_name, self.n_envs, self.seed, self.timeout = map_name, n_envs, seed, timeout
         self.make_game, self.stride = make_game, stride or n_envs
         self.restarts, self.last_fault = 0, ""
+        self.unfinished = False  # a step that Ctrl-C has ended, in a notebook, where this goes on
         self.games = [Game() for _ in range(n_envs)]
         try:
             for i in range(n_envs):
@@ -233,9 +234,10 @@ class SMACWorkers:
     def reset(self, mask=None):
         """Begin new episodes where mask (E,) is True, None: all. Waits for games that restart."""
         who = np.flatnonzero(np.ones(self.n_envs, bool) if mask is None else mask)
-        for i, game in enumerate(self.games):
-            if game.playing and game.deadline is not None:  # else its answer is taken for another
+        if self.unfinished:  # else answers that nobody has read are taken for others
+            for i in range(self.n_envs):
                 self._restart(i, "Ctrl-C during a step")
+            self.unfinished = False
         for i in who:
             if self.games[i].first is None and self.games[i].deadline is None:
                 self.games[i].ask(("reset",), self.timeout)
@@ -247,8 +249,9 @@ class SMACWorkers:
     def step(self, actions):
         """One step in all games at once: send everything, then gather the answers as they come."""
         actions = np.asarray(actions)
-        playing = [game.playing and game.deadline is None for game in self.games]
+        playing = [game.playing and not self.unfinished for game in self.games]
         check(actions, self.avail_actions, np.array(playing))
+        self.unfinished = True
         for game, row in zip(self.games, actions.tolist(), strict=True):
             game.ask(("step", row), self.timeout)
         reward, terminated, truncated, battle_won, aborted = self._step
@@ -265,6 +268,7 @@ class SMACWorkers:
                 self.games[i].expect(self.timeout)
         self.obs[aborted], self.state[aborted] = 0, 0
         self.avail_actions[aborted] = True  # no row may be empty
+        self.unfinished = False
         return self._step
 
     def save_replay(self, folder):

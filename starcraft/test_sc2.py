@@ -240,25 +240,20 @@ def test_broken_game_aborts_its_episode_and_no_other(workers, fault):
     assert len(seeds) == len(set(seeds)) == 3 and set(seeds[:2]) == {"7", "8"}
 
 
-def test_an_interrupted_step_leaves_no_answer_for_the_next(workers, monkeypatch):
-    """Ctrl-C in a notebook."""
-    env = workers(2)
-    actions = env.avail_actions.argmax(-1)
+@pytest.mark.parametrize("fault", [None, "defeat"])
+def test_an_interrupted_step_leaves_no_answer_for_the_next(workers, monkeypatch, fault):
+    """Ctrl-C in a notebook; defeat: in the last step of an episode, too."""
+    env = workers(2, fault=fault)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(env, "_show", interrupted)
-        env.step(actions)
-    answered = [game.deadline is None for game in env.games]
-    assert sum(answered) == 1
-    with pytest.raises(ValueError, match=f"of environment {answered.index(False)} is over: reset"):
+        env.step(env.avail_actions.argmax(-1))
+    with pytest.raises(ValueError, match="of environment 0 is over: reset"):
         env.step(env.avail_actions.argmax(-1))
     env.reset()
-    assert env.restarts == 1 and "Ctrl-C" in env.last_fault
-    seeds = [7 + i if answered[i] else 7 + i + 2 for i in range(2)]
-    games = [StarCraft2Env("3m", seed=seed, continuing_episode=True) for seed in seeds]
+    assert env.restarts == 2 and "Ctrl-C" in env.last_fault
+    games = [StarCraft2Env("3m", seed=7 + i + 2, continuing_episode=True) for i in range(2)]
     for game in games:
         game.reset()
-    games[answered.index(True)].step(actions[answered.index(True)])
-    games[answered.index(True)].reset()
     play_beside(env, games, 100)
 
 
