@@ -254,7 +254,8 @@ def test_beside_what_others_measured(tmp_path, capsys):
     qmix, vdn, slow, other, hard = cells(out)
     assert slow[1] == "vdn, lr 2.0" and slow[5:] == vdn[5:], "published of whatever settings"
     assert qmix[2:] == ["1", "800,000", "0.75", "0.76 (5) at 750,000", "0.97", ""]
-    assert hard[5:] == ["", "0.01", "0.96"] and other[5:] == ["", "", ""]
+    assert vdn[5:] == ["", "0.84", ""] and hard[5:] == ["", "0.01", "0.96"]
+    assert other[5:] == ["", "", ""]
     assert "pymarl2 at 06cdce9" in out
     assert "1902.04043" in out and "Jonarain/pymarl, Togmm/pymarl-monotone-qmix." in out
     assert "final win rate, simulator" in out and "4.6.2, SMAC paper" in out
