@@ -43,6 +43,7 @@ from starcraft.simulator import BattleSim, StarCraft2Env, random_actions
 from train import make_agent, parse_args
 
 PARTS = ("simulator", "acting", "gradient", "train", "memory")
+PYMARL_LEARNER = "src/learners/q_learner.py"
 JAXMARL_QMIX = "baselines/QLearning/qmix_rnn.py"
 IN_A_ROW = 5  # calls of one function that are timed before the next one's
 HERE = Path(__file__).resolve().parents[1]
@@ -484,8 +485,8 @@ def main():
             parser.error("--device cuda: torch finds no CUDA device here, use --device cpu")
         if args.pymarl:
             parser.error("--pymarl is measured on the CPU: leave out --device cuda")
-    if args.pymarl and not (args.pymarl / "src" / "learners" / "q_learner.py").is_file():
-        parser.error(f"--pymarl {args.pymarl}: no PyMARL checkout, it has no src/learners")
+    if args.pymarl and not (args.pymarl / PYMARL_LEARNER).is_file():
+        parser.error(f"--pymarl {args.pymarl}: no PyMARL checkout, it has no {PYMARL_LEARNER}")
     if args.jaxmarl and not (args.jaxmarl / JAXMARL_QMIX).is_file():
         parser.error(f"--jaxmarl {args.jaxmarl}: no JaxMARL checkout, it has no {JAXMARL_QMIX}")
     try:

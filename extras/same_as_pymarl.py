@@ -18,7 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from extras.benchmark import as_float64, padded, pymarl_batch, pymarl_parts, replay
+from extras.benchmark import (
+    PYMARL_LEARNER,
+    as_float64,
+    padded,
+    pymarl_batch,
+    pymarl_parts,
+    replay,
+)
 from extras.flags import Parser, number
 from starcraft.maps import MAPS
 from train import make_learner, parse_args
@@ -79,8 +86,8 @@ def main(argv=None):
     parser.add_argument("--maps", nargs="+", default=["2s3z", "MMM2"], choices=MAPS, metavar="MAP")
     parser.add_argument("--steps", type=number(int, 1, 10**6), default=30)
     args = parser.parse_args(argv)
-    if not (args.pymarl / "src" / "learners" / "q_learner.py").is_file():
-        parser.error(f"{args.pymarl} is no PyMARL checkout, it has no src/learners")
+    if not (args.pymarl / PYMARL_LEARNER).is_file():
+        parser.error(f"{args.pymarl} is no PyMARL checkout, it has no {PYMARL_LEARNER}")
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     print(f"{args.steps} gradient steps: largest change of a weight, largest difference of two")

@@ -51,11 +51,12 @@ from starcraft.worker import die_with_trainer
 
 HERE = Path(__file__).resolve().parents[1]
 SOURCES = "*.py", "extras/*.py", "starcraft/*.py", "starcraft/*.json"  # what a machine needs
-# Flags of train.py that the sweep gives itself, and what to give here; others are not for it.
+# Flags of train.py that the sweep gives itself or that are not for training: {flag: what to give
+# here instead, or None}.
 TAKEN = {"--map": "--maps", "--mixer": "--mixers", "--seed": "--seeds", "--threads": "--cores"}
 TAKEN |= {"--runs": "--out", "--run-dir": "--out"}
-NOT_HERE = {"--resume", "--evaluate", "--best", "--json", "--save-replay"}
-NOT_HERE |= {"--init-from", "--device"}
+TAKEN |= dict.fromkeys(("--resume", "--evaluate", "--best", "--json", "--save-replay"))
+TAKEN |= dict.fromkeys(("--init-from", "--device"))
 NEWS = 2.0  # seconds after which a runner answers even if nothing has happened
 LOOK = 0.2  # seconds from one look at the run to the next, until there is something to answer
 TRIES = 3  # machines that a run may lose in a row before a test of it has come home
@@ -390,8 +391,8 @@ def plan(parser, args, rest):
     """The jobs, seed after seed, so that what is left out at the end are seeds and not methods.
     rest: flags for train.py. Raises ValueError or exits, with one line, if something is wrong."""
     for word in rest:
-        if (name := word.partition("=")[0]) in TAKEN.keys() | NOT_HERE:
-            instead = f"give {TAKEN[name]}" if name in TAKEN else "leave it out"
+        if (name := word.partition("=")[0]) in TAKEN:
+            instead = f"give {TAKEN[name]}" if TAKEN[name] else "leave it out"
             parser.error(f"{name} is not for the runs of a sweep: {instead}")
     jobs, games = {}, {}
     for seed, map_name, mixer in product(chain(*args.seeds), args.maps, args.mixers):

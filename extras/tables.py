@@ -103,9 +103,13 @@ def each_row(maps):
         yield from ((map_name, label, labels[label]) for label in sorted(labels, key=rank))
 
 
+def method_of(label):
+    return label.split(",")[0]
+
+
 def rank(label):
     """Where a label stands in legends and tables."""
-    method = label.split(",")[0]
+    method = method_of(label)
     return METHODS.index(method) if method in METHODS else len(METHODS), label
 
 
@@ -158,7 +162,7 @@ def all_maps(game, maps):
     head += ["StarCraft II, real runs: mean (runs)", "4.6.2, SMAC paper", "4.10, tuned"]
     rows, sources = [], set()
     for name, label, runs in each_row(maps):
-        method = label.split(",")[0]
+        method = method_of(label)
         real, cell = real_runs(name, method), ""
         done = min(run["t_env"][-1] for run in runs)
         if real and done >= min(real["win_rate"]):
@@ -196,7 +200,7 @@ def by_steps(game, maps):
             cells.append(f"{np.median(wins):.2f}{fewer}" if wins else "")
         reached = max([reached, *(i + 1 for i, cell in enumerate(cells) if cell)])
         rows.append([name, label, f"{game}, {len(runs)}", *cells])
-        if real := real_runs(name, label.split(",")[0]):
+        if real := real_runs(name, method_of(label)):
             wins = [real["win_rate"].get(steps) for steps in STEPS]
             cells = ["" if win is None else f"{win:.2f}" for win in wins]
             rows.append([name, label, f"StarCraft II, {real['runs']} (mean)", *cells])

@@ -286,9 +286,8 @@ class RaySMAC:
     def _answers(self, method, asked):
         """Ask hosts, {host: argument of the method}, and yield (host, what it was asked for, what
         its games show). Those that are gone or silent are left out, and started anew."""
-        for host in [
-            host for host in asked if host.unread
-        ]:  # its answer is taken for another, else
+        # Else what they answered then would be taken for what they answer now.
+        for host in [host for host in asked if host.unread]:
             del asked[host]
             self._restart(host, "Ctrl-C while it was asked")
         for host, argument in asked.items():
