@@ -201,7 +201,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, cluster, ca
 )
 def test_bad_flags_are_refused_before_anything_starts(tmp_path, capsys, argv, message):
     with pytest.raises(SystemExit) as exit_:
-        sweep.main(["--env", "sim", "--out", str(tmp_path / "out"), *argv])
+        sweep.main(["--env", "sim", "--steps", "600", "--out", str(tmp_path / "out"), *argv])
     err = capsys.readouterr().err
     assert exit_.value.code == 2
     assert message in err and err.count("\n") == 1
