@@ -69,7 +69,8 @@ class ReplayBuffer:
         }
         self.steps = np.zeros(n_envs, np.int64)  # (E,) of each running episode, so far
         self.episodes, self.held = [], 0  # oldest first, as `close` makes them; bytes in them
-        self.nbytes = (capacity + n_envs) * (size(self.running) // n_envs)  # all as long as can be
+        # Bytes if all were as long as they can be, and full: to each number belongs a bit more.
+        self.nbytes = (capacity + n_envs) * size(self.running) // n_envs * 9 // 8
         if self.nbytes > 10 * room:
             raise ValueError(
                 f"a replay buffer of {capacity} episodes can grow to {self.nbytes / 1e9:.1f} GB,"
@@ -103,7 +104,7 @@ class ReplayBuffer:
             episode = {name: self.running[name][env, :T].copy() for name in DONE}
             for name in SEEN:
                 x = self.running[name][env, : T + 1]
-                episode[name], episode[name + "_where"] = leave_out_zeros(x)
+                episode[name], episode[name + "_bits"] = leave_out_zeros(x)
             self.append(episode)
         self.steps[ended] = 0
 
@@ -134,12 +135,14 @@ class ReplayBuffer:
             rows = first[: steps[b] + 1] + b  # of its observations; row - B is the step before it
             for name in SEEN:
                 shape = (len(rows), *batch[name].shape[1:])
-                batch[name][rows] = put_zeros_back(episode[name], episode[name + "_where"], shape)
+                batch[name][rows] = put_zeros_back(episode[name], episode[name + "_bits"], shape)
             for name in DONE:
                 batch[name][rows[1:] - batch_size] = episode[name]
         batch["actions"] = actions = batch["actions"].astype(np.int64)  # (F, N)
-        batch["last_actions"] = np.concatenate((np.full_like(actions[:batch_size], -1), actions))
-        batch["acted"] = np.flatnonzero((t < steps)[t <= steps])  # rows that a step follows
+        none = np.full_like(actions[:batch_size], -1)  # (B, N)
+        batch["last_actions"] = np.concatenate((none, actions))  # (P, N)
+        # (T + 1, B) at the mask -> (P,), the rows: which of them does a step follow? (F,)
+        batch["acted"] = np.flatnonzero((t < steps)[t <= steps])
         return Batch(sizes=sizes.tolist(), **{k: torch.from_numpy(x) for k, x in batch.items()})
 
 
@@ -149,13 +152,13 @@ def size(arrays: dict) -> int:
 
 
 def leave_out_zeros(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All numbers of x that are not 0, and where they stand in it, counted row by row."""
-    where = np.flatnonzero(x).astype(np.int32)
-    return x.ravel()[where], where
+    """All numbers of x that are not 0, row by row, and a bit for each number: is it one of them?"""
+    there = x != 0
+    return x[there], np.packbits(there)  # eight to a byte
 
 
-def put_zeros_back(values: np.ndarray, where: np.ndarray, shape: tuple) -> np.ndarray:
-    """The array of this shape from which leave_out_zeros made `values` and `where`."""
+def put_zeros_back(values: np.ndarray, bits: np.ndarray, shape: tuple) -> np.ndarray:
+    """The array of this shape from which leave_out_zeros made `values` and `bits`."""
     x = np.zeros(shape, values.dtype)
-    x.ravel()[where] = values  # ravel is a view here
+    x[np.unpackbits(bits, count=x.size).reshape(shape) == 1] = values
     return x

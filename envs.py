@@ -61,7 +61,7 @@ class TwoStepGame:
         del map_name, seed  # there are no maps, and nothing is random
         self.n_envs = n_envs
         self.where = np.zeros(n_envs, np.int64)  # (E,) 0: state 1, 1: state 2A, 2: state 2B
-        self.avail_actions = np.ones((n_envs, 2, 2), bool)
+        self.avail_actions = np.ones((n_envs, 2, 2), bool)  # (E, N, A)
         self._observe()
 
     def _observe(self):
@@ -166,4 +166,6 @@ def make_env(env="auto", map_name="2s3z", n_envs=None, seed=0, **options):
                 f"environment {env}: {name} must be {dtype} of shape {shape}, not {array.dtype} of"
                 f" shape {array.shape}"
             )
+    if not made.avail_actions.any(axis=-1).all():
+        raise ValueError(f"environment {env}: an agent has no available action; it must have one")
     return made

@@ -1,9 +1,10 @@
 """Q-learning with a mixed value: the loss of QMIX, VDN and IQL, their target network and optimiser.
 
-QMIX (https://arxiv.org/abs/1803.11485), equation 6: the mean over all steps of
-(Q_tot(t) - y(t))^2, where y(t) = r(t) + gamma * Q_tot'(t + 1) at the greedy actions and Q_tot' is
-the target network. The greedy actions are the online network's (double Q-learning, as in PyMARL);
-with td_lambda > 0, y is the lambda-return of those one-step targets.
+QMIX (https://arxiv.org/abs/1803.11485), equation 6, but the mean over all steps, as in PyMARL,
+where the paper has the sum: of (Q_tot(t) - y(t))^2, where y(t) = r(t) + gamma * Q_tot'(t + 1) at
+the greedy actions and Q_tot' is the target network. The greedy actions are the online network's
+(double Q-learning, as in PyMARL); with td_lambda > 0, y is the lambda-return of those one-step
+targets.
 
 Not a script. See it at work: python train.py --map 2s3z
 
@@ -111,13 +112,12 @@ class QLearner:
         reward, last, ended = (x.to(next_q_tot).view(shape) for x in (batch.reward, last, ended))
         discount, lambda_ = self.gamma * (1 - ended), self.td_lambda * (1 - last)
         y, decay = reward + discount * (1 - lambda_) * next_q_tot, discount * lambda_
-        # Step f led to row B + f, on which the next step of its episode acted. After a last step
-        # there is none: decay is 0 there, and it does not matter which one `later` names.
-        rows = batch.sizes[0] + torch.arange(len(y), device=y.device)
-        later = torch.searchsorted(batch.acted, rows).clamp_(max=len(y) - 1)  # (F,)
-        # y = y + decay * y[later] takes in the next step; put into itself, 2, 4, 8, ... steps more.
-        for _ in range((len(batch.sizes) - 2).bit_length()):
-            y, decay, later = y + decay * y[later], decay * decay[later], later[later]
+        # From the last step to the first. Episodes lie longest first, so that those that go on to
+        # step t + 1 are the first ones of step t, in the same order.
+        ys, decays = y.split(batch.sizes[1:]), decay.split(batch.sizes[1:])  # views, one per step
+        for t in reversed(range(len(ys) - 1)):
+            n = len(ys[t + 1])
+            ys[t][:n] += decays[t][:n] * ys[t + 1]
         return y
 
     def update(self, batch: Batch) -> dict[str, Tensor]:

@@ -35,8 +35,9 @@ class Mixer(nn.Module):
     hypernet_layers: 1 (the paper's) or 2 (PyMARL's Linear, ReLU, Linear with hypernet_embed units
     between); ValueError for others.
     weights: "one": plain sum; "hyper": abs of hypernetwork(s); "learned": abs of parameters.
-    hidden: an ELU layer of M units between the agents' values and Q_tot.
+    hidden: an ELU layer of M units between the agents' values and Q_tot; not with "one".
     state_term, added to Q_tot: "none"; "V(s)": a small network; "learned": a plain bias.
+    Raises ValueError for switches that are none of these.
     """
 
     def __init__(
@@ -54,6 +55,9 @@ class Mixer(nn.Module):
         super().__init__()
         if hypernet_layers not in (1, 2):
             raise ValueError(f"hypernet_layers is {hypernet_layers}: it must be 1 or 2")
+        kinds = ("hyper", "learned") if hidden else ("one", "hyper", "learned")
+        if weights not in kinds or state_term not in ("none", "V(s)", "learned"):
+            raise ValueError(f"no such mixer: {weights=}, {hidden=}, {state_term=}")
         self.weights, self.hidden, self.state_term = weights, hidden, state_term
         self.n_agents = n_agents
         N, S, M = n_agents, state_dim, mixing_embed_dim
@@ -91,7 +95,7 @@ class Mixer(nn.Module):
             x = F.elu(x + self.b1(state))
             q_tot = (x * self.w_final(state).abs()).sum(dim=-1)
         if self.state_term != "none":
-            q_tot = q_tot + self.v(state)[..., 0]  # (..., 1) -> (...)
+            q_tot = q_tot + self.v(state)[..., 0]  # (..., 1) -> (...), Learned (1,) -> ()
         return q_tot
 
 

@@ -496,6 +496,9 @@ def test_sizes_of_the_networks():
     assert MIXERS["iql"](N, S, M, 2, 9) is None
     with pytest.raises(ValueError, match="1 or 2"):
         Mixer(N, S, hypernet_layers=3)
+    for switch in ({"weights": "hypr"}, {"state_term": "v(s)"}, {"weights": "one"}):
+        with pytest.raises(ValueError, match="no such mixer"):  # a sum has no hidden layer
+            Mixer(N, S, **switch)
 
 
 # ---- Replay buffer ---------------------------------------------------
@@ -539,16 +542,16 @@ def check_batch(batch, stored):
     assert len(set(numbers)) == B
     episodes, lengths = [], dict(stored)
     for number in numbers:
-        L = lengths[number]
-        code, last = 100.0 * number + torch.arange(L + 1.0), torch.arange(L) == L - 1
-        first_agent = torch.where(torch.arange(L + 1) % 2 == 1, 0.0, code)
+        T = lengths[number]
+        code, last = 100.0 * number + torch.arange(T + 1.0), torch.arange(T) == T - 1
+        first_agent = torch.where(torch.arange(T + 1) % 2 == 1, 0.0, code)
         obs = torch.stack((first_agent, code + 0.5), dim=1).unsqueeze(-1).expand(-1, -1, 3)
-        actions = torch.stack((torch.full((L,), number % 3), torch.arange(1, L + 1) % 3), dim=1)
+        actions = torch.stack((torch.full((T,), number % 3), torch.arange(1, T + 1) % 3), dim=1)
         episodes.append(
             {
                 "obs": obs,
                 "state": torch.stack((-code, 0 * code), dim=1),
-                "avail_actions": torch.tensor([False, True, False]).expand(L + 1, 2, 3),
+                "avail_actions": torch.tensor([False, True, False]).expand(T + 1, 2, 3),
                 "actions": actions,
                 "reward": code[:-1] + 0.5,
                 "terminated": last & (number % 2 == 1),
@@ -594,22 +597,38 @@ def test_buffer_states_its_size_and_refuses_what_does_not_fit():
     sizes = {"n_agents": 2, "n_actions": 3, "obs_dim": 5, "state_dim": 4}
     sizes |= {"n_envs": 2, "episode_limit": 9}
     longest = 10 * (4 * 2 * 5 + 4 * 4 + 2 * 3 + 4 + 2 * 2 + 2)  # + reward, actions, both flags
+    longest += longest // 8
     assert ReplayBuffer(58, **sizes, room=6 * longest).nbytes == 60 * longest
     with pytest.raises(ValueError, match=r"59 episodes.*reduce --buffer-size"):
         ReplayBuffer(59, **sizes, room=6 * longest)
 
 
+def test_no_buffer_is_larger_than_it_says():
+    """One environment; all episodes are as long as they can be, and no number is zero."""
+    buffer = ReplayBuffer(100, 1, 7, n_agents=3, n_actions=3, obs_dim=3, state_dim=5)
+    ones, true, false = np.ones(15, np.float32), np.ones(1, bool), np.zeros(1, bool)
+    seen = ones[:9].reshape(1, 3, 3), ones[:5].reshape(1, 5), np.ones((1, 3, 3), bool)
+    for _ in range(100):
+        for step in range(7):
+            buffer.see(*seen)
+            buffer.add(np.ones((1, 3), int), ones[:1], true if step == 6 else false, false)
+        buffer.close(true, *seen)
+    assert len(buffer) == 100 and 0.8 * buffer.nbytes < buffer.held <= buffer.nbytes
+
+
 def test_buffer_stays_within_the_room_there_is():
-    buffer = ReplayBuffer(40, 2, 7, **SIZES, room=3000)
+    buffer = ReplayBuffer(40, 2, 7, **SIZES, room=2000)
     closed = play(buffer, steps=60)
-    # bytes: 8 for each number that is not zero (5 for a bool): one available action and agent 1's
+    # bytes: 4 for each number that is not zero (1 for a bool): one available action and agent 1's
     # observation, agent 0's at even steps, of the state one number; 0 is the very first code
     cost = []
-    for number, L in closed:
-        numbers = 3 * (L + 1) + 3 * (L // 2 + 1) + L + 1 - 4 * (number == 0)
-        cost.append(8 * numbers + 2 * 5 * (L + 1) + L * (2 * 2 + 4 + 2))
+    for number, T in closed:
+        numbers = 3 * (T + 1) + 3 * (T // 2 + 1) + T + 1 - 4 * (number == 0)
+        bits = [per_step * (T + 1) for per_step in (2 * 3, 2, 2 * 3)]  # obs, state, avail_actions
+        cost.append(4 * numbers + 2 * (T + 1) + sum(math.ceil(n / 8) for n in bits))
+        cost[-1] += T * (2 * 2 + 4 + 2)
     stored = len(buffer)
-    assert sum(cost[-stored:]) == buffer.held <= 3000 < sum(cost[-stored - 1 :])
+    assert sum(cost[-stored:]) == buffer.held <= 2000 < sum(cost[-stored - 1 :])
     check_batch(buffer.sample(stored, np.random.default_rng(0)), closed[-stored:])
 
 
@@ -684,6 +703,11 @@ def test_auto_takes_the_simulator_where_starcraft_is_not_and_says_so(monkeypatch
         ("obs", np.zeros((3, 2, 3)), "obs must be float32 of shape .3, 2, 3., not float64"),
         ("state", np.zeros((3, 4), np.float32), "state must be .* not float32 of shape .3, 4."),
         ("avail_actions", np.ones((3, 2, 2)), "avail_actions must be bool"),
+        (
+            "avail_actions",
+            np.eye(4, dtype=bool)[1:].reshape(3, 2, 2),
+            "an agent has no available action",
+        ),
     ],
 )
 def test_an_environment_that_breaks_the_contract_is_named(monkeypatch, name, value, message):
@@ -699,9 +723,11 @@ def test_an_environment_that_breaks_the_contract_is_named(monkeypatch, name, val
 
 # ---- The two-step game -----------------------------------------------
 
-TRUE_VALUES = {  # of QMIX the game's own; of VDN the best sum, by least squares over joint actions
+SUMS = np.array([[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1]])  # q1(a1) + q2(a2)
+FIT = (SUMS @ np.linalg.lstsq(SUMS, [0, 1, 1, 8])[0]).reshape(2, 2)  # the best sum in state 2B
+TRUE_VALUES = {  # of QMIX the game's own; of VDN least squares over all joint actions
     "qmix": [[6.93, 6.93], [7.92, 7.92], [7, 7], [7, 7], [0, 1], [1, 8]],
-    "vdn": [[6.93, 6.93], [6.43, 6.43], [7, 7], [7, 7], [-1.5, 2.5], [2.5, 6.5]],
+    "vdn": [[6.93, 6.93], [0.99 * FIT.max()] * 2, [7, 7], [7, 7], *FIT],
 }
 
 
@@ -725,12 +751,6 @@ def check_two_step_game(result, tolerance, best):
     assert result["greedy_return"] == best
 
 
-def test_vdn_fixed_point_is_the_least_squares_fit():
-    sums = np.array([[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1]])  # q1(a1) + q2(a2)
-    fit = sums @ np.linalg.lstsq(sums, [0, 1, 1, 8], rcond=None)[0]
-    np.testing.assert_allclose(fit.reshape(2, 2), TRUE_VALUES["vdn"][4:])
-
-
 def test_two_step_game_in_short(monkeypatch, capsys):
     monkeypatch.setattr(two_step_game, "ROUNDS", 400)
     status, out, err = run_two_step_game(monkeypatch, capsys, "--mixer=qmix", "--seed=1", "--json")
@@ -738,10 +758,17 @@ def test_two_step_game_in_short(monkeypatch, capsys):
     check_two_step_game(json.loads(out), tolerance=0.6, best=8)
 
 
+def test_two_step_game_with_one_episode_per_gradient_step(monkeypatch):
+    monkeypatch.setattr(two_step_game, "PARALLEL", 1)
+    monkeypatch.setattr(two_step_game, "ROUNDS", two_step_game.BATCH_SIZE)
+    untrained = two_step_game.table(*two_step_game.train("vdn", 0))["state_2B"]
+    monkeypatch.setattr(two_step_game, "ROUNDS", two_step_game.BATCH_SIZE + 1)
+    assert two_step_game.table(*two_step_game.train("vdn", 0))["state_2B"] != untrained
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_two_step_game(seed):
-    torch.set_num_threads(1)  # as the script does
     check_two_step_game(two_step_game.play("qmix", seed), tolerance=0.10, best=8)
     check_two_step_game(two_step_game.play("vdn", seed), tolerance=0.35, best=7)
 
@@ -809,6 +836,24 @@ def test_linear_its_boundaries():
     assert epsilon == pytest.approx([1.0, 0.525, 0.050019, 0.05, 0.05], abs=1e-9)
     assert epsilon[2] > epsilon[3] == epsilon[4] == 0.05
     assert train.linear(0, 0.3, 0.3, 1) == 0.3
+
+
+def test_flags_reach_the_learner():
+    words = "--gamma 0.5 --td-lambda 0.25 --optimiser rmsprop --lr 0.125 --grad-norm-clip 3"
+    words += " --no-double-q --bootstrap-time-limit --average-rate 0.75 --threads 1"
+    words += " --hidden-dim 5 --mixing-embed-dim 6 --hypernet-layers 2 --hypernet-embed 7"
+    args, _ = train.parse_args(words.split())
+    learner = train.make_learner(args, envs.TwoStepGame(), "cpu")
+    assert (learner.gamma, learner.td_lambda, learner.lr) == (0.5, 0.25, 0.125)
+    assert (learner.grad_norm_clip, learner.average_rate) == (3, 0.75)
+    assert (learner.double_q, learner.bootstrap_time_limit) == (False, True)
+    assert isinstance(learner.optimiser, torch.optim.RMSprop)
+    assert learner.optimiser.param_groups[0]["lr"] == 0.125
+    assert learner.agent.fc1.out_features == 5 and learner.mixer.b1.out_features == 6
+    assert learner.mixer.w_final[0].out_features == 7
+    args, _ = train.parse_args(["--hypernet-layers", "1"])
+    one = train.make_learner(args, envs.TwoStepGame(), "cpu").mixer
+    assert isinstance(one.w_final, torch.nn.Linear)
 
 
 @pytest.mark.parametrize("n_envs", [1, 3, 8])

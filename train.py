@@ -34,8 +34,9 @@ from mixer import MIXERS
 from starcraft.machine import available_memory, cores
 
 # fmt: off
-# The paper's values, and PyMARL's where it gives none: defaults with --paper. The hypernetworks
-# stay PyMARL's, of two layers; for the paper's add --hypernet-layers 1.
+# The paper's values, and PyMARL's where it gives none: defaults with --paper. Two things stay
+# PyMARL's: hypernetworks of two layers (for the paper's add --hypernet-layers 1) and double
+# Q-learning (for equation 6 as it is printed add --no-double-q).
 PAPER = {"n_envs": 1, "steps": 2_000_000, "batch_size": 32, "buffer_size": 5000,
          "train_interval": 1, "target_update_interval": 200, "optimiser": "rmsprop", "lr": 5e-4,
          "lr_finish": 5e-4, "td_lambda": 0.0, "epsilon_anneal_steps": 50_000,
@@ -173,7 +174,7 @@ def play_episodes(agent, env, episodes):
         over = step.terminated | step.truncated | step.aborted
         counted = over & ~step.aborted & (share > 0)
         results = np.arange(E), players.returns, step.battle_won, players.lengths  # (E,) each
-        played += np.stack(results, axis=1)[counted].tolist()
+        played += np.stack(results, axis=1)[counted].tolist()  # (E, 4) -> (counted, 4)
         aborted += int(step.aborted.sum())
         share = share - counted
         env.reset(over)

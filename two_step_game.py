@@ -29,11 +29,12 @@ from envs import TwoStepGame
 from learner import QLearner
 from mixer import MIXERS
 
-# Batch, buffer (episodes), mixing width and target interval (gradient steps) are the paper's.
-# Different: each gradient step follows PARALLEL episodes, in the paper one, and the learning rate
-# falls to zero from twice the paper's 5e-4, which keeps the noise of sampling out of the printed
-# values. Agent, double Q-learning and hypernetworks of two layers are train.py's; the paper's agent
-# here has no memory and is not told its last action, and its hypernetworks have one layer.
+# Batch, buffer (episodes) and mixing width are the paper's. Different: each gradient step follows
+# PARALLEL episodes, in the paper one, so that its target interval of 100 episodes is 100 gradient
+# steps here. There are ROUNDS of them (the paper: 10,000 time steps), and the learning rate falls
+# to zero from twice the paper's 5e-4, which keeps the noise of sampling out of the printed values.
+# Agent, double Q-learning and hypernetworks of two layers are train.py's; the paper's agent here
+# has no memory and is not told its last action, and its hypernetworks have one layer.
 BATCH_SIZE, BUFFER_SIZE, TARGET_UPDATE, MIXING_EMBED_DIM = 32, 500, 100, 8
 PARALLEL, ROUNDS, LR = 32, 1500, 1e-3
 
@@ -69,7 +70,8 @@ def train(kind: str, seed: int) -> tuple[RNNAgent, nn.Module]:
         env.reset()
         players.forget(everywhere)
         learner.lr = LR * (1 - round_ / ROUNDS)
-        learner.update(buffer.sample(BATCH_SIZE, rng))
+        if len(buffer) >= BATCH_SIZE:
+            learner.update(buffer.sample(BATCH_SIZE, rng))
         if (round_ + 1) % TARGET_UPDATE == 0:
             learner.sync_target()
     return agent, mixer
@@ -86,8 +88,7 @@ def table(agent: RNNAgent, mixer: nn.Module) -> dict[str, list[list[float]]]:
 
     def q_tot(e):
         """Of environment e now, (A, A) as lists."""
-        q1, q2 = players.agent_qs[e]  # (A,) each
-        pairs = torch.stack((q1[:, None].expand(2, 2), q2[None, :].expand(2, 2)), dim=-1)
+        pairs = torch.stack(torch.meshgrid(*players.agent_qs[e], indexing="ij"), dim=-1)
         state = torch.from_numpy(env.state[e]).expand(2, 2, -1)  # (A, A, S), as pairs is (A, A, N)
         # + 0.0 turns -0.0 into 0.0
         return [[round(q, 4) + 0.0 for q in row] for row in mixer(pairs, state).tolist()]
@@ -136,7 +137,7 @@ def fail(message: str):
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="The two-step game of the QMIX paper: its Table 2 and the greedy return."
+        allow_abbrev=False, description="The two-step game of the QMIX paper, its Table 2."
     )
     parser.error = fail
     parser.add_argument(

@@ -118,12 +118,12 @@ def check_episode(episode: dict, buffer, name: str) -> None:
         right = right and episode[key].dtype == like.dtype
     right = right and in_range(episode["actions"], buffer) and np.isfinite(episode["reward"]).all()
     for key in SEEN:
-        like, values, where = buffer.running[key], episode[key], episode[key + "_where"]
-        right = right and values.dtype == like.dtype and where.dtype == np.int32
-        right = right and values.ndim == 1 and values.shape == where.shape
-        right = right and np.isfinite(values).all()
+        like, values, bits = buffer.running[key], episode[key], episode[key + "_bits"]
         size = (T + 1) * math.prod(like.shape[2:])
-        right = right and ((where >= 0) & (where < size)).all()
+        right = right and values.dtype == like.dtype and bits.dtype == np.uint8
+        right = right and bits.shape == (math.ceil(size / 8),)
+        right = right and values.shape == (np.unpackbits(bits, count=size).sum(),)
+        right = right and np.isfinite(values).all()
     if not right:
         raise ValueError(f"{name} holds no episodes of this run")
 

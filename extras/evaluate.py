@@ -64,8 +64,9 @@ def weights_of(args) -> dict:
 
 def init_from(args, learner) -> None:
     """Put the weights of the run args.init_from into the networks of a new one, and into its target
-    networks. Where that run had another mixer, the mixer begins anew. Raises ValueError, one line,
-    where the weights do not fit."""
+    networks: the agent of its tests, and the latest mixer, as no average of mixers is kept. The
+    optimiser begins anew, and the mixer where that run had another one. Raises ValueError, one
+    line, where the weights do not fit."""
     folder = Path(args.init_from)
     before = read_config(folder)["flags"]["mixer"]
     state = newest(folder)

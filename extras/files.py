@@ -290,7 +290,7 @@ class BufferFiles:
         if saved is None:
             raise ValueError("it was not saved")
         buffer, episodes = self.buffer, []
-        names = [*DONE, *SEEN, *(name + "_where" for name in SEEN)]
+        names = [*DONE, *SEEN, *(name + "_bits" for name in SEEN)]
         for number in saved["pieces"]:
             path = self.folder / f"{number}.pt"
             arrays = to_arrays(load(path))

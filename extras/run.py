@@ -82,6 +82,12 @@ class Run:
                     f"{self.folder} is not empty: choose another --run-dir or --resume it"
                 )
             self.files = BufferFiles(self.folder, buffer)
+            batch = args.batch_size * buffer.nbytes / (buffer.capacity + env.n_envs)
+            if batch > buffer.room:  # else a run that never learns
+                raise ValueError(
+                    f"--batch-size {args.batch_size}: as many episodes may take {batch / 1e9:.1f}"
+                    f" GB, and replay must do with {buffer.room / 1e9:.1f} GB here: give less"
+                )
             if args.resume:
                 config = read_config(self.folder) | {"flags": flags}
                 self.restore()

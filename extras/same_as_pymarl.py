@@ -39,9 +39,11 @@ NAMES = {"hyper_w_1": "w1", "hyper_w_final": "w_final", "hyper_b_1": "b1", "V": 
 def renamed(agent, mixer):
     """PyMARL's weights under our names: those of the agent, those of the mixer."""
     ours = {f"{key}_l0" if "rnn" in key else key: x for key, x in agent.state_dict().items()}
-    theirs = mixer.state_dict().items() if mixer else ()
-    parts = ((*key.partition("."), x) for key, x in theirs)
-    return ours, {f"{NAMES[module]}.{rest}": x for module, _, rest, x in parts}
+    named = {}
+    for key, x in mixer.state_dict().items() if mixer else ():
+        module, rest = key.split(".", 1)  # "hyper_w_1", "0.weight"
+        named[f"{NAMES[module]}.{rest}"] = x
+    return ours, named
 
 
 def vector(agent, mixer):
@@ -99,7 +101,8 @@ def main(argv=None):
                 same &= apart < ROUNDING
                 print(f"  {map_name:12} {kind:5} loss {loss:.5f}  {moved:.1e}  {apart:.1e}")
     except ImportError as error:
-        parser.error(f"the package {error.name} is missing: pip install pyyaml")
+        package = {"yaml": "pyyaml"}.get(error.name, error.name)
+        parser.error(f"PyMARL cannot be imported ({error}): pip install {package}")
     return int(not same)
 
 

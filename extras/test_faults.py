@@ -400,8 +400,8 @@ def test_edited_pieces_of_replay(tmp_path, monkeypatch, capsys):
     piece = next((tmp_path / "run" / "buffer").iterdir())
     original = files.load(piece)
     for name, index, value in (
-        ("obs_where", 3, 10**6), ("obs_where", 0, -1), ("actions", 0, 99), ("lengths", 0, 10**6),
-        ("reward", 0, float("nan")), ("terminated", 0, True),
+        ("obs_bits", 0, 0), ("obs_bits", 0, 255), ("obs", 0, float("nan")), ("actions", 0, 99),
+        ("lengths", 0, 10**6), ("reward", 0, float("nan")), ("terminated", 0, True),
     ):  # fmt: skip
         arrays = {key: x.clone() for key, x in original.items()}
         arrays[name].view(-1)[index] = value

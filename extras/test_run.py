@@ -51,6 +51,19 @@ def whole(tmp_path_factory):
 # --- the loop ------------------------------------------------------------------------------------
 
 
+def test_a_run_that_could_never_learn_is_refused(tmp_path, monkeypatch, capsys):
+    """Memory for 6 of 8 episodes in a batch; episodes may be shorter, but that is not known."""
+    longest = train.ReplayBuffer(40, 4, 2, 2, 2, 3, 3).nbytes / 44
+    monkeypatch.setattr(train, "available_memory", lambda: 6 * longest / train.MEMORY_SHARE)
+    with pytest.raises(SystemExit):
+        start(tmp_path / "run")
+    err = capsys.readouterr().err
+    assert "--batch-size 8: as many episodes" in err and err.count("\n") == 1
+    assert not (tmp_path / "run" / "config.json").exists()
+    monkeypatch.setattr(train, "available_memory", lambda: 9 * longest / train.MEMORY_SHARE)
+    assert start(tmp_path / "run") == 0
+
+
 def test_metrics_and_config(whole):
     rows, config = metrics(whole), json.loads((whole / "config.json").read_text())
     assert [int(row["t_env"]) for row in rows] == [0, 100, 200, 300, 400, 500, 600]

@@ -227,7 +227,7 @@ def test_threads_change_nothing(kind, n):
     torch.testing.assert_close(many.parameters, one.parameters, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("change", ["weighted", "sum", "always 1", "a number per episode"])
+@pytest.mark.parametrize("change", ["weighted", "float", "sum", "always 1", "a number per episode"])
 def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, capsys, change):
     """A mean over steps is divided; anything else is not, and that is said."""
     original = QLearner.loss
@@ -239,6 +239,8 @@ def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, 
         if change == "always 1":  # and only its gradient tells
             loss = loss / loss.detach()
         mine = batch.reward[: batch.sizes[0]] if "episode" in change else loss.detach()
+        if change == "float":
+            mine = float(mine)
         return 3 * loss, stats | {"mine": mine}
 
     monkeypatch.setattr(QLearner, "loss", changed)
@@ -246,7 +248,9 @@ def test_what_a_student_changes_in_the_loss_is_what_the_threads_do(monkeypatch, 
     threads.share_out(many, 2)
     stats, same = one.update(make_batch()), many.update(make_batch())
     torch.testing.assert_close(same, stats, rtol=1e-12, atol=1e-12)
-    assert ("no mean over steps" in capsys.readouterr().err) == (change != "weighted")
+    assert ("no mean over steps" in capsys.readouterr().err) == (
+        change not in ("weighted", "float")
+    )
 
 
 def test_threads_with_gradients_that_do_not_lie_row_by_row(capsys):

@@ -67,7 +67,7 @@ def share_out(learner, threads: int) -> None:
         futures = [pool.submit(gradients, batch, *ends) for ends in others]
         found = [gradients(batch, *first), *(future.result() for future in futures)]
         losses, stats, grads = zip(*found, strict=True)
-        if any(value.dim() for value in stats[0].values()):  # one for each episode, say
+        if any(np.ndim(value) for value in stats[0].values()):  # one for each episode, say
             return alone(batch)
         grads = [sum(parts) for parts in zip(*grads, strict=True)]
         if next(batches) % CHECK_EVERY == 0:
