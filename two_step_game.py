@@ -74,7 +74,7 @@ def train(kind: str, seed: int) -> tuple[RNNAgent, nn.Module]:
             learner.update(buffer.sample(BATCH_SIZE, rng))
         if (round_ + 1) % TARGET_UPDATE == 0:
             learner.sync_target()
-    return agent, mixer
+    return agent, mixer.eval()
 
 
 @torch.no_grad()

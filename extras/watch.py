@@ -74,7 +74,7 @@ def open_team(folder, policy, map_name):
     widths = flags.mixing_embed_dim, flags.hypernet_layers, flags.hypernet_embed
     mixer = MIXERS[flags.mixer](sim.n_agents, sim.state_dim, *widths)
     if mixer:
-        load_weights(mixer, network(state, "mixer"))
+        load_weights(mixer.eval(), network(state, "mixer"))
     player = flags.mixer if policy == "network" else policy
     return Team(flags, policy, agent, mixer, f"{player} on {flags.map}")
 
