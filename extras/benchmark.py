@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agent import Players
 from buffer import DONE, Batch, ReplayBuffer
-from extras.flags import Parser
+from extras.flags import Parser, number
 from extras.threads import share_out
 from learner import QLearner
 from mixer import MIXERS
@@ -189,7 +189,7 @@ def gradient(args):
             with FlopCounterMode(display=False) as counter:  # sees into torch's own GRU only,
                 double.update(exact)  # which is what float64 gets
             learner = our_learner(env, args.threads, args.device)
-            rows, H = B * env.n_agents // args.threads, 64
+            rows, H = max(B * env.n_agents // args.threads, 1), 64
             x, w = torch.randn(rows, H), torch.randn(3 * H, H)
             functions = {
                 "ours": partial(update, learner, our_batch),
@@ -236,7 +236,8 @@ def train(args):
         command += ["--steps", str(steps), "--threads", str(args.threads), "--device", args.device]
         done = subprocess.run([*command, "--run-dir", f"{folder}/run"], capture_output=True)
         if done.returncode:
-            raise ValueError(f"train.py failed: {done.stderr.decode().strip().splitlines()[-1]}")
+            said = done.stderr.decode().strip() or f"exit status {done.returncode}"
+            raise ValueError(f"train.py failed: {said.splitlines()[-1]}")
         with open(f"{folder}/run/metrics.csv") as file:
             rows = [{k: float(v or 0) for k, v in row.items()} for row in csv.DictReader(file)]
     speed, seconds = rows[-1]["t_env"] / rows[-1]["wall_time"], rows[-1]["wall_time"]
@@ -465,7 +466,8 @@ def main():
     parser = Parser(prog="benchmark.py", description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--maps", nargs="+", default=["2s3z"], metavar="NAME", help="SMAC maps")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of a gradient step")
+    threads = number(int, 1, 64)
+    parser.add_argument("--threads", type=threads, default=2, help="of a gradient step")
     what = "of our learner in gradient and train, and of JaxMARL's; all else is on the CPU"
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=what)
     parser.add_argument("--quick", action="store_true", help="shorter and rougher")
@@ -477,8 +479,6 @@ def main():
     for name in args.maps:
         if name not in MAPS:
             parser.error(f"unknown map {name!r}: choose from {', '.join(MAPS)}")
-    if not 1 <= args.threads <= 64:
-        parser.error(f"--threads is {args.threads}: it must be from 1 to 64")
     if args.device == "cuda":
         args.threads = 1  # threads share out a CPU's work
         if not torch.cuda.is_available():

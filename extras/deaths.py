@@ -20,7 +20,8 @@ from extras.watch import open_team, record
 
 
 def first_death(frames):
-    """The loop after which the first of the units (L, U) is dead; NaN if none dies."""
+    """The loop after which the first of U units is dead; NaN if none dies. frames (L + 1, U): one
+    row before the first of L loops, and one after each."""
     dead = (frames["health"] <= 0).any(axis=1)
     return dead.argmax() if dead.any() else np.nan
 
@@ -45,8 +46,8 @@ def casualties(folder, battles):
 
 def main(argv=None) -> int:
     parser = Parser(prog="python -m extras.deaths", description="How a trained team's battles go.")
-    parser.add_argument("run", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--battles", type=number(int, 1, 100_000), default=32, metavar="N")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="made by train.py")
+    parser.add_argument("--battles", type=number(int, 1, 100_000), default=32, help="how many")
     parser.add_argument("--json", action="store_true", help="one line for other programs")
     args = parser.parse_args(argv)
     with parser.refuses():

@@ -77,7 +77,11 @@ def read_config(folder: Path) -> dict:
         if not all(isinstance(name, str) for name in names):
             raise TypeError(f"not all of them are names: {names}")
         int(flags["seed"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError) as error:
+        dict(flags.get("env_args", []))
+        config.setdefault("versions", {}).get("git")
+    except (
+        ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, OSError
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} is damaged ({error}): restore it, or start a new run") from None
     return config
 
@@ -97,7 +101,7 @@ def describe(flags: dict, env, buffer) -> dict:
 
 def with_this_code(config: dict) -> dict:
     """config.json of a run that goes on: it also names today's git revision, if that is another."""
-    begun, now = config.get("versions", {}).get("git"), versions()["git"]
+    begun, now = config["versions"].get("git"), versions()["git"]
     if begun and now and now != begun:
         print(f"Begun with revision {begun[:7]}, goes on with {now[:7]}", file=sys.stderr)
         config["versions"]["git_last"] = now

@@ -19,6 +19,8 @@ NOT_KEPT = ("evaluate", "resume", "save_replay", "best", "json", "run_dir", "run
 INDIFFERENT = {*NOT_KEPT, "device", "threads", "save_buffer"}
 # Flags that may change together with --resume.
 MAY_CHANGE = ("steps", "lr", "lr_finish", "device", "threads", "env_args", "save_buffer")
+# Of --env-args only these: where StarCraft II is played, not what.
+WHERE = ("ray", "games", "timeout")
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         except (ValueError, GameUnavailable) as error:
             self.error(str(error))
         except OSError as error:
-            self.error(f"{error}; mend that, or choose another --runs or --run-dir")
+            self.error(f"{error}; mend that, or choose another place")
         except KeyboardInterrupt:
             self.exit(130)
 
@@ -107,6 +109,12 @@ def flags_of_the_run(parser, args, argv):
     now = split_env(parser.parse_args(words + argv))  # the later one wins
     if args.env == "auto":
         now.env = before.env
+    kept = dict(before.env_args)
+    now.env_args = list((kept | dict(now.env_args)).items())
+    for name, value in now.env_args:
+        if args.resume and name not in WHERE and (name, value) not in kept.items():
+            may = ", ".join(WHERE)
+            parser.error(f"--env-args {name} cannot change with --resume, only {may} can")
     for name, value in vars(now).items():
         changed = value != getattr(before, name) and name not in NOT_KEPT + MAY_CHANGE
         if args.resume and changed:
@@ -119,7 +127,7 @@ def as_words(name, value):
     """A kept flag as it would be typed."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, list):  # of NAME, VALUE
-        return [flag, *(f"{name}={value!r}" for name, value in value)] if value else []
+        return [flag, *(f"{key}={x!r}" for key, x in value)] if value else []
     if value is None or value is False:
         return []
     return [flag if value is True else f"{flag}={value}"]

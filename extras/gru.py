@@ -12,7 +12,8 @@ make_agent of train.py.
 
 Not a script. See it at work: python train.py --map 2s3z
 
-Shapes: I input, H GRU width, R rows of all steps together, G rows of one group.
+Shapes: B sequences, T steps of the longest, I input, H GRU width, R rows of all steps together,
+        G rows of one group.
 """
 
 import os
@@ -38,7 +39,8 @@ GROUP = 32
 # threads run side by side.
 JIT = dict(error_model="numpy", fastmath={"contract"}, nogil=True, cache=True)
 LOCK = threading.Lock()  # one thread compiles, lest the vectoriser stay switched on for all
-# A Python number would turn everything into float64. Beyond LIMIT, tanh is 1 to float32's rounding.
+# A Python number would turn everything into float64. Beyond LIMIT, tanh is
+# taken to stay what it is there, 3e-7 below 1 at most.
 ONE, HALF, LIMIT = np.float32([1, 0.5, 7.905])
 
 
@@ -191,20 +193,25 @@ class GRU(nn.GRU):
         if not isinstance(x, PackedSequence) or hidden is not None or not self.compiles(x.data):
             return super().forward(x, hidden)
         sizes = x.batch_sizes.numpy()  # (T,) sequences that have a step t
-        if sizes.sum() != len(x.data) or sizes.min() < 1 or (np.diff(sizes) > 0).any():
+        if (
+            not len(sizes)
+            or sizes.sum() != len(x.data)
+            or sizes.min() < 1
+            or (np.diff(sizes) > 0).any()
+        ):
             raise ValueError(
                 f"sizes {sizes.tolist()} do not make up {len(x.data)} rows, longest first"
             )
         out = Unroll.apply(x.data, sizes, *self.parameters())
-        sequence = np.arange(sizes[0])
-        last = (sizes[:, None] > sequence).sum(axis=0) - 1  # each one's last step
+        sequence = np.arange(sizes[0])  # (B,)
+        last = (sizes[:, None] > sequence).sum(axis=0) - 1  # (B,) each one's last step
         ends = torch.from_numpy((sizes.cumsum() - sizes)[last] + sequence)  # and the row of it
-        return x._replace(data=out), self.permute_hidden(out[ends].unsqueeze(0), x.unsorted_indices)
+        h_n = out[ends].unsqueeze(0)  # (B, H) -> (1, B, H)
+        return x._replace(data=out), self.permute_hidden(h_n, x.unsorted_indices)
 
     def compiles(self, x: Tensor) -> bool:
         H = self.hidden_size
         shapes = [tuple(weight.shape) for weight in self.parameters()]
         plain = shapes == [(3 * H, x.shape[-1]), (3 * H, H), (3 * H,), (3 * H,)]
         kinds = {(tensor.dtype, tensor.device.type) for tensor in (x, *self.parameters())}
-        plain = plain and kinds == {(torch.float32, "cpu")} and not config.DISABLE_JIT
-        return plain and not self.bidirectional
+        return plain and kinds == {(torch.float32, "cpu")} and not config.DISABLE_JIT

@@ -160,7 +160,7 @@ class PettingZooEnvs:
         self.map_name, self.n_envs, self.team_reward = spec, n_envs, team_reward
         try:
             self._envs = [factory(**env_args) for _ in range(n_envs)]
-        except TypeError as error:
+        except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{spec} does not take these arguments: {error}") from None
         first = self._envs[0]
         if not hasattr(first, "possible_agents") or hasattr(first, "agent_iter"):
@@ -272,7 +272,8 @@ class PettingZooEnvs:
 
 
 def load_factory(spec):
-    """What "MODULE:FACTORY" names, and the name and version of the package it comes from."""
+    """What "MODULE:FACTORY" names, and the name and version of the package it comes from, if it is
+    an installed one."""
     module_name, _, factory_name = spec.partition(":")
     if not (module_name and factory_name):
         raise ValueError(
@@ -280,11 +281,13 @@ def load_factory(spec):
         )
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{spec} cannot be imported: {error}") from None
     package = module_name.partition(".")[0]
-    owner = importlib.metadata.packages_distributions().get(package, ["pettingzoo"])[0]
-    return factory, f"{owner} {importlib.metadata.version(owner)}"
+    owners = importlib.metadata.packages_distributions().get(package)
+    if not owners:
+        return factory, f"{package}, not installed"
+    return factory, f"{owners[0]} {importlib.metadata.version(owners[0])}"
 
 
 def observed_part(space):

@@ -64,8 +64,13 @@ def read_run(folder):
     if not rows:
         raise ValueError(f"{folder} has no test in its metrics.csv yet: wait, or leave it out")
     finite = all(np.isfinite(column).all() for column in columns.values())
-    if not finite or (np.diff(columns["t_env"]) <= 0).any():
-        raise ValueError(f"{path} is damaged: numbers must be finite, and t_env must grow")
+    grow = (np.diff(columns["t_env"]) > 0).all() and (np.diff(columns["wall_time"]) >= 0).all()
+    shares = ((columns["test_win_rate"] >= 0) & (columns["test_win_rate"] <= 1)).all()
+    if not (finite and grow and shares):
+        raise ValueError(
+            f"{path} is damaged: numbers must be finite, t_env and wall_time must grow, and win"
+            " rates must be from 0 to 1"
+        )
     return (config["env"]["name"], config["env"]["map"]), config["flags"], columns
 
 
@@ -276,6 +281,10 @@ def parse(argv):
         args.out = args.out.with_suffix(".png")
     if args.table in tables.OF_FILES and args.out:
         parser.error(f"--table {args.table} has no picture: leave out --out")
+    if args.out and args.out.suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"--out {args.out} must end in .png, .svg or .pdf")
+    if (args.real or args.time) and not args.out:
+        parser.error("--real and --time are for the picture: give --out, too")
     if args.real and args.time:
         parser.error("--real knows steps only: leave out --time")
     return args
@@ -283,7 +292,7 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
-    try:
+    with Parser(prog="plot.py").refuses():
         if args.results:
             pages = {page: renewed(page) for page in PAGES}
             for page, text in pages.items():
@@ -291,8 +300,6 @@ def main(argv=None):
                 say(f"{page}: {len(COMMAND.findall(text))} commands carried out")
             return
         say(carry_out(args))
-    except (ValueError, OSError) as error:
-        Parser(prog="plot.py").error(str(error))
     if args.out:
         say(f"wrote {args.out}")
 

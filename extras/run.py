@@ -285,6 +285,9 @@ class Run:
 
     def restore(self) -> None:
         """Go on from the newest whole checkpoint; a run killed before its first begins again."""
+        new, path = self.folder / "checkpoint.new.pt", self.folder / "checkpoint.pt"
+        if new.exists() and not path.exists():  # killed between the two renames of save_checkpoint
+            new.replace(path)
         if killed_at_once(self.folder):
             return
         state, path, warning = load_checkpoint(self.folder)

@@ -11,11 +11,13 @@ again goes on: what is finished is skipped, what was begun is resumed, on whatev
 QMIX: https://arxiv.org/abs/1803.11485
 """
 
+import argparse
 import contextlib
 import csv
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -192,11 +194,11 @@ class Job:
             with open(path, newline="") as file:
                 *_, last = csv.DictReader(file)
             self.t_env, self.win_rate = int(last["t_env"]), float(last["test_win_rate"])
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
-            raise ValueError(f"{path} cannot be read: {error}; move {self.folder} away") from None
-        if self.done and any((self.folder / name).exists() for name in CHECKPOINTS):
-            # its last checkpoint may have been on its way home when the sweep was killed
-            self.t_env = min(self.t_env, load_checkpoint(self.folder)[0]["progress"]["t_env"])
+            if self.done and any((self.folder / name).exists() for name in CHECKPOINTS):
+                # its last checkpoint may have been on its way home when the sweep was killed
+                self.t_env = min(self.t_env, load_checkpoint(self.folder)[0]["progress"]["t_env"])
+        except (ValueError, LookupError, TypeError, csv.Error) as error:
+            raise ValueError(f"{self.folder} is damaged ({error}): move it away") from None
 
     def compare(self):
         """Raises ValueError, one line, where a run there has other flags or cannot go on."""
@@ -331,7 +333,10 @@ class Sweep:
                 self.take(job, *found)
 
     def take(self, job, status, names, files, lines):
-        job.receive(names, files)
+        try:
+            job.receive(names, files)
+        except ValueError as error:  # somebody has edited its files
+            return self.fail(job, str(error))
         if job.t_env > job.most:
             job.most, job.lost = job.t_env, 0
         if status is None:
@@ -380,11 +385,11 @@ class Sweep:
 
 def seeds(text):
     """An argparse type: "3" -> [3], "1-5" -> [1, 2, 3, 4, 5]."""
-    first, dash, last = text.partition("-")
-    found = list(range(int(first), int(last if dash else first) + 1))
-    if not found:
-        raise ValueError
-    return found
+    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if first > last:
+        raise argparse.ArgumentTypeError(f"{text} is not a seed, as 3, or a range, as 1-5")
+    return list(range(first, last + 1))
 
 
 def plan(parser, args, rest):

@@ -256,13 +256,16 @@ def two_step(paths):
     """The paper's Table 2 from files with a line of `two_step_game.py --json` per run: mean and
     standard deviation over seeds. Raises ValueError, one line, if they are something else."""
     by_kind = defaultdict(list)
-    try:
-        for line in (line for path in paths for line in path.read_text().splitlines()):
-            result = json.loads(line)
-            values = np.array([result[state] for state in STATES]).reshape(3, 4)  # 2x2 in a row
-            by_kind[result["mixer"]].append((values, result["greedy_return"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"not what two_step_game.py --json prints: {error!r}") from None
+    for path in paths:
+        try:
+            for line in path.read_text().splitlines():
+                result = json.loads(line)
+                values = np.array([result[state] for state in STATES]).reshape(3, 4)  # 2x2 in a row
+                by_kind[result["mixer"]].append((values, result["greedy_return"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not what two_step_game.py --json prints: {error!r}"
+            ) from None
     if not by_kind:
         raise ValueError("these files hold no result of two_step_game.py --json")
     rows = []
@@ -288,11 +291,12 @@ def evaluated(paths):
     a number per seed. From files with lines "MAP_METHOD_sSEED test_win_rate=..." and whatever,
     which is a run's name and the last line of `train.py --evaluate`. Raises ValueError."""
     maps = defaultdict(lambda: defaultdict(list))
-    for line in (line for path in paths for line in path.read_text().splitlines()):
+    lines = [(path, x) for path in paths for x in path.read_text(errors="replace").splitlines()]
+    for path, line in lines:
         found = re.fullmatch(r"(?:.*/)?(\S+)_([a-z-]+)_s\d+ test_win_rate=([\d.]+)( .*)?", line)
         if not found or found[2] not in METHODS:
             what = "MAP_METHOD_sSEED and what train.py --evaluate prints"
-            raise ValueError(f"not {what}: {line!r}")
+            raise ValueError(f"{path}: not {what}: {line!r}")
         maps[found[1]][found[2]].append(found[3])
     labels = sorted({method for of_map in maps.values() for method in of_map}, key=rank)
     rows = [[name, *(", ".join(maps[name][method]) for method in labels)] for name in maps]

@@ -272,6 +272,7 @@ def test_a_damaged_table_does_not_stop_a_sound_checkpoint(whole, tmp_path, monke
         ({"hidden_dim": -1}, "--hidden-dim: -1 is not a whole number"),
         ({"hidden_dim": "8 "}, ""),
         ({"n_envs": 7}, "must be finite numbers"),
+        ({"env_args": [1]}, "config.json is damaged"),
         ({"mixer": "nobody"}, "invalid choice: 'nobody'"),
         (None, "config.json is damaged"),
     ],

@@ -269,6 +269,8 @@ def test_options():
         (dict(spec="Relay"), "'Relay' is not MODULE:FACTORY"),
         (dict(spec="no_such_module:env"), "cannot be imported: No module named 'no_such_module'"),
         (dict(spec="math:parallel_env"), "math:parallel_env cannot be imported: .*parallel_env"),
+        (dict(spec=".x:y"), "cannot be imported: .*relative import"),
+        (dict(spec=f"{__name__}:asserting"), "does not take these arguments: x must be small"),
         (dict(spec="math:pi"), "math:pi does not take these arguments: .*not callable"),
         (dict(spec="builtins:dict"), "builtins:dict makes no ParallelEnv"),
         (dict(colour=1), "does not take these arguments: .*colour"),
@@ -286,6 +288,10 @@ def test_what_cannot_be_played_is_refused_in_one_line(arguments, words):
     with pytest.raises(ValueError, match=words) as caught:
         PettingZooEnvs(**({"spec": HERE} | arguments))
     assert "\n" not in str(caught.value)
+
+
+def asserting():
+    raise AssertionError("x must be small")
 
 
 def continuous():

@@ -188,10 +188,27 @@ def test_without_qmix_there_is_nothing_to_be_better_than(tmp_path, capsys):
     assert [len(row) for row in cells(printed(capsys, *runs, "--table", "methods"))] == [3, 3]
 
 
-def test_a_page_has_its_own_flags(capsys):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--results --out x.png", "leave out other flags"),
+        ("x --table win-rates --time", "give --out, too"),
+        ("x --out new/x.bmp", "--out new/x.bmp must end in .png, .svg or .pdf"),
+    ],
+)
+def test_flags_that_would_do_nothing(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        plot.main(["--results", "--out", "x.png"])
-    assert "leave out other flags" in capsys.readouterr().err
+        plot.main(words.split())
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("wins", "slower"), [((0.0, 17.0), 1.0), ((0.0, 1.0), -1.0)])
+def test_numbers_that_cannot_be(tmp_path, capsys, wins, slower):
+    with pytest.raises(SystemExit):
+        plot.main([write_run(tmp_path / "run", wins, slower)])
+    assert "win rates must be from 0 to 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -273,7 +290,10 @@ def test_evaluations_side_by_side(tmp_path, capsys):
     path.write_text("3m_s11 test_win_rate=0.500")
     with pytest.raises(SystemExit):
         plot.main([str(path), "--table", "evaluated"])
-    assert "prints: '3m_s11 test_win_rate=0.500'" in capsys.readouterr().err
+    assert f"{path}: not MAP_METHOD_sSEED and what" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        plot.main([str(path), "--table", "two-step"])
+    assert f"{path} is not what two_step_game.py --json prints" in capsys.readouterr().err
 
 
 def test_two_step_table(tmp_path, capsys):

@@ -5,6 +5,7 @@ QMIX (https://arxiv.org/abs/1803.11485). Run them with: python -m pytest extras/
 
 import contextlib
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -262,9 +263,30 @@ def test_killed_between_the_two_renames_of_a_checkpoint(whole, tmp_path, monkeyp
     stop_at(monkeypatch, 90)
     start(tmp_path / "run")
     monkeypatch.undo()
-    (tmp_path / "run" / "checkpoint.pt").rename(tmp_path / "run" / "checkpoint.prev.pt")
+    old, new = ((tmp_path / "run" / f"checkpoint.{name}.pt") for name in ("prev", "new"))
+    (tmp_path / "run" / "checkpoint.pt").rename(new)
+    old.write_text("no checkpoint: had it been wanted, this would have begun anew")
     assert resume(tmp_path / "run") == 0
-    assert same_run(whole, tmp_path / "run")
+    assert same_run(whole, tmp_path / "run") and not new.exists()
+
+
+def test_a_resumed_run_keeps_its_game(tmp_path, capsys):
+    """--env-args add to those of the run; only where StarCraft II is played may change."""
+    flags = {"map": "3m", "mixer": "qmix", "seed": 1, "n_envs": 2}
+    flags |= {"env_args": [["reward_sparse", True], ["ray", "a"]]}
+    config = {"flags": flags, "env": {"name": "sc2", "map": "3m"}, "versions": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = ["--resume", str(tmp_path), "--env-args", "timeout=30", "ray=b"]
+    args, _ = train.parse_args(words)
+    assert dict(args.env_args) == {"reward_sparse": True, "ray": "b", "timeout": 30}
+    capsys.readouterr()
+    for wrong in ("reward_sparse=False", "reward_win=0"):
+        with pytest.raises(SystemExit):
+            train.parse_args([*words, wrong])
+        said = f"--env-args {wrong.partition('=')[0]} cannot change with --resume"
+        assert said in capsys.readouterr().err
+    words[0] = "--evaluate"
+    assert dict(train.parse_args([*words, wrong])[0].env_args)["reward_win"] == 0
 
 
 def stopped_run(tmp_path, monkeypatch):

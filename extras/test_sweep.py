@@ -185,8 +185,9 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path, cluster, ca
     "argv, message",
     [
         (["--maps", "3mm"], "unknown map '3mm'"),
-        (["--seeds", "5-1"], "--seeds"),
-        (["--seeds", "x"], "--seeds"),
+        (["--seeds", "5-1"], "--seeds: 5-1 is not a seed, as 3, or a range, as 1-5"),
+        (["--seeds", "1,2"], "--seeds: 1,2 is not a seed"),
+        (["--seeds", "1-2000000000"], "--seeds: 1-2000000000 is not a seed"),
         (["--mixers", "qmixx"], "--mixers"),
         (["--stepps", "3"], "--stepps"),
         (["--lr", "-1"], "--lr"),
@@ -217,6 +218,15 @@ def test_a_test_that_is_done_again_is_no_progress(tmp_path):
         job.lost, job.receive = 2, lambda *_, t_env=t_env: setattr(job, "t_env", t_env)
         driver.take(job, None, [], {}, [])
         assert job.lost == lost
+
+
+def test_a_run_that_somebody_has_spoilt_fails_alone(tmp_path):
+    (tmp_path / "metrics.csv").write_text("t_env,test_win_rate\n5,high\n")
+    job = sweep.Job(tmp_path, [], {"steps": 9000})
+    driver = sweep.Sweep.__new__(sweep.Sweep)
+    driver.jobs = [job]
+    driver.take(job, None, [], {}, [])
+    assert "is damaged (could not convert string to float: 'high'): move it away" in job.failure
 
 
 def test_two_sweeps_in_one_place(tmp_path, capsys):

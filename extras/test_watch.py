@@ -185,7 +185,9 @@ def test_command_line(tmp_path, capsys):
     assert (tmp_path / "b.gif").read_bytes()[:3] == b"GIF"
     assert (tmp_path / "b.png").read_bytes()[1:4] == b"PNG"
     capsys.readouterr()
-    for words in ([], ["nowhere"], ["--policy", "closest", "--map", "4m"], ["--two-step", "x"]):
+    wrong = [[], ["nowhere"], ["--policy", "closest", "--map", "4m"], ["--two-step", "x"]]
+    wrong += [["x", "--map", "3m"], ["--two-step", *files], ["x", "--png", "nowhere/b.png"]]
+    for words in wrong:
         with pytest.raises(SystemExit) as stop:
             watch.main([*words, *out])
         error = capsys.readouterr().err

@@ -57,13 +57,13 @@ class Team(NamedTuple):
 
 
 def open_team(folder, policy, map_name):
-    """The Team of a run directory, or a scripted one on a map. Raises ValueError, one line."""
-    flags, _ = train.parse_args([])
+    """The Team of a run directory, or a scripted one on a map. Raises ValueError, one line, or
+    exits with one where config.json has what train.py would refuse."""
     if folder is None:
-        flags.map = map_name
+        flags, _ = train.parse_args([f"--map={map_name}"])
         return Team(flags, policy, None, None, f"{policy} on {map_name}")
     config = read_config(folder)
-    flags = Namespace(**vars(flags) | config["flags"])
+    flags, _ = train.parse_args([f"--evaluate={folder}"])
     if config["env"]["name"] not in ("sim", "sc2"):
         raise ValueError(f"{folder} played {config['env']['name']}: only battles can be watched")
     if config["env"]["name"] != "sim":
@@ -292,7 +292,7 @@ def parse_args(argv=None):
     p.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="made by train.py")
     p.add_argument("--compare", nargs=2, type=Path, metavar="RUN_DIR", help="two side by side")
     p.add_argument("--policy", choices=POLICIES, default="network", help="who plays")
-    p.add_argument("--map", default="2s3z", help="SMAC map, without RUN_DIR")
+    p.add_argument("--map", help="SMAC map, without RUN_DIR; None: 2s3z")
     p.add_argument("--battles", type=number(int, 1, 100), default=3, help="how many")
     p.add_argument("--out", type=Path, default=Path("watch.html"), help="the page")
     p.add_argument("--gif", type=Path, help="the first battle, as a GIF too")
@@ -302,13 +302,21 @@ def parse_args(argv=None):
     ways = (args.run is not None) + (args.compare is not None) + args.two_step
     if ways > 1 or (ways == 0 and args.policy == "network"):
         p.error("give one of RUN_DIR, --compare RUN_A RUN_B, --two-step, or --policy closest")
+    if args.map and ways:
+        p.error("--map is for --policy alone, runs have their own: leave it out")
+    if args.two_step and (args.gif or args.png or args.policy != "network"):
+        p.error("--two-step makes a page and plays no battles: leave out --gif, --png and --policy")
+    for path, suffix in ((args.out, ".html"), (args.gif, ".gif"), (args.png, ".png")):
+        if path and (path.suffix != suffix or not path.parent.is_dir()):
+            p.error(f"{path} must end in {suffix} and lie in a folder that exists")
+    args.map = args.map or "2s3z"
     return args, p
 
 
 def main(argv=None):
     args, parser = parse_args(argv)
     torch.set_num_threads(1)
-    try:
+    with parser.refuses():
         if args.two_step:
             return write_page(args.out, two_step())
         teams = [open_team(f, args.policy, args.map) for f in args.compare or [args.run]]
@@ -329,8 +337,6 @@ def main(argv=None):
         ]
         ranges = {"sight": SIGHT_RANGE, "shoot": SHOOT_RANGE, "fps": LOOPS_PER_SECOND}
         write_page(args.out, {"teams": described, "shapes": SHAPES, "fields": SHOWN} | ranges)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":
