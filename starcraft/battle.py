@@ -224,13 +224,12 @@ def advance(i, goal_x, goal_y, stop_at, units, world):
             dx, dy = float(DX[way]), float(DY[way])
             far = np.sqrt(dx * dx + dy * dy)
     hx, hy = dx / far, dy / far
-    blocked = 0
-    for count in (1, HEADINGS):  # most steps are free: look at the straight way alone first
-        blocked = blocked_headings(i, hx, hy, step, count, units)
-        if not blocked & 1 and not wall(u, u.x + hx * step, u.y + hy * step, world):
-            step_along(u, hx, hy, step)
-            u.detour = 0
-            return
+    into_wall = wall(u, u.x + hx * step, u.y + hy * step, world)
+    if not into_wall and not blocked_headings(i, hx, hy, step, 1, units):  # mostly it is free
+        step_along(u, hx, hy, step)
+        u.detour = 0
+        return
+    blocked = blocked_headings(i, hx, hy, step, HEADINGS, units)
     if u.detour == 0:
         u.detour = shorter_way_round(i, hx, hy, far, units)
     for side in (u.detour, -u.detour):
@@ -345,7 +344,7 @@ def strike(i, j, units, world):
 
 @njit(**JIT)
 def explode(i, units, world):
-    """A Baneling's blast: every opponent on the ground whose body it touches."""
+    """A Baneling's blast: every opponent on the ground whose radius it reaches."""
     u = units[i]
     u.exploding = 0
     for k in opponents(u, units, world):
@@ -486,7 +485,7 @@ def fire_at_will(i, units, world, book):
 
 @njit(**JIT)
 def seek_patient(i, units, world):
-    """An enemy Medivac looks for the worst hurt friend that nobody else is healing."""
+    """A Medivac that plays by itself looks for the worst hurt friend that nobody else heals."""
     u = units[i]
     kind = world.kinds[u.kind]
     if u.target >= 0 and units[u.target].health < world.kinds[units[u.target].kind].health:
@@ -496,13 +495,13 @@ def seek_patient(i, units, world):
     if u.energy < kind.heal_min_energy:
         return
     worst = 1.0
-    for j in range(world.n_allies, len(units)):
+    for j in range(len(units)):
         v = units[j]
         share = v.health / world.kinds[v.kind].health
-        if 0 < share < worst and world.kinds[v.kind].biological:
+        if v.side == u.side and 0 < share < worst and world.kinds[v.kind].biological:
             if distance(u, v) - u.radius - v.radius <= kind.heal_scan:
                 taken = False
-                for k in range(world.n_allies, len(units)):
+                for k in range(len(units)):
                     w = units[k]
                     if (
                         k != i

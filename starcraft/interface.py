@@ -14,6 +14,9 @@ from numba import njit
 from .battle import distance
 from .maps import EAST, FIRST_TARGET, JIT, KERNEL, NO_OP, NORTH, SOUTH, STOP, WEST, world_fields
 
+# The points round a unit that SMAC looks at, as multiples of move_amount; the last is its own.
+AROUND_X = np.array([0, 0, 2, -2, 1, -1, 1, -1, 0])
+AROUND_Y = np.array([2, -2, 0, 0, 1, -1, -1, 1, 0])
 WON, LOST, DRAWN, GOES_ON = range(4)
 SIGHT_RANGE, SHOOT_RANGE = 9.0, 6.0  # SMAC's, centre to centre, for every unit type
 
@@ -23,7 +26,7 @@ class Options(NamedTuple):
 
     step_mul: int = 8
     move_amount: float = 2.0
-    continuing_episode: bool = False
+    continuing_episode: bool = False  # only StarCraft2Env's info tells it
     obs_all_health: bool = True
     obs_own_health: bool = True
     obs_last_action: bool = False
@@ -150,25 +153,19 @@ def put_type(bit, type_bits, row, k):
 
 @njit(**JIT)
 def put_surroundings(u, world, row, k):
-    """Write what the options ask for, 8 pathing values and 9 heights; return the next column."""
+    """Write what the options ask for, 8 pathing values and 9 heights, zeros of the dead; return the
+    next column."""
     reach = int(world.move_amount)
     X, Y = world.walkable.shape
-    for grid in range(2):
-        if world.obs_pathing_grid if grid == 0 else world.obs_terrain_height:
-            for point in range(8 + grid):
-                x, y = int(u.x), int(u.y)
-                if point < 4:
-                    x += 2 * reach * ((point == 2) - (point == 3))
-                    y += 2 * reach * ((point == 0) - (point == 1))
-                elif point < 8:
-                    x += reach if point == 4 or point == 6 else -reach
-                    y += reach if point == 4 or point == 7 else -reach
-                value = 1.0
-                if 0 <= x < X and 0 <= y < Y:
-                    value = world.height[x, y] / 255 if grid else 1.0 * world.walkable[x, y]
-                row[k] = value if u.health > 0 else 0.0
-                k += 1
-    return k
+    heights = k + 8 * world.obs_pathing_grid
+    for point in range(9 if u.health > 0 else 0):
+        x, y = int(u.x) + reach * AROUND_X[point], int(u.y) + reach * AROUND_Y[point]
+        inside = 0 <= x < X and 0 <= y < Y
+        if world.obs_pathing_grid and point < 8:
+            row[k + point] = world.walkable[x, y] if inside else 1.0
+        if world.obs_terrain_height:
+            row[heights + point] = world.height[x, y] / 255 if inside else 1.0
+    return heights + 9 * world.obs_terrain_height
 
 
 @njit(**JIT)
@@ -291,12 +288,8 @@ def score(units, world):
         u.counted_dead = died
         if u.side == 0:
             ally_loss += world.reward_negative_scale * loss
-            deaths -= (
-                died
-                * world.reward_negative_scale
-                * world.reward_death_value
-                * (not world.reward_only_positive)
-            )
+            if died and not world.reward_only_positive:
+                deaths -= world.reward_negative_scale * world.reward_death_value
         else:
             enemy_loss += loss
             deaths += died * world.reward_death_value

@@ -39,13 +39,19 @@ KERNEL = JIT | {"no_cpython_wrapper": False, "cache": True}
 KIND = np.dtype(  # one row per unit type; distances in cells, times in game loops
     [(name, np.float64) for name in (
         "health", "shield", "armor", "health_regen", "shield_regen", "shield_delay",
-        "energy", "energy_max", "energy_regen", "speed", "acceleration", "radius", "body", "margin",
+        "energy", "energy_max", "energy_regen", "speed", "acceleration",
+        "radius",  # ranges of weapons count from it; the game's `radius`
+        "body",  # what collides; the game's `separation_radius`
+        "margin",  # from its middle to a wall
         "damage", "bonus_light", "bonus_armored", "range", "slop", "scan", "period",
         "damage_point", "backswing", "missile_speed", "flight", "burn", "second_hit",
         "line_length", "line_width", "blast_radius", "heal_rate", "heal_cost", "heal_range",
         "heal_scan", "heal_min_energy", "cooldown_max")]
     + [(name, np.int64) for name in (
-        "hits", "layers", "seen_as", "weapon", "light", "armored", "biological", "threatens",
+        "hits",
+        "layers",  # a bit of LAYERS: units of one layer collide
+        "seen_as", "weapon",  # bits GROUND and AIR: what it is, and what it can hit
+        "light", "armored", "biological", "threatens",
         "walks_cliffs", "suicide", "fires_at_will", "ally_bit", "enemy_bit")]
 )  # fmt: skip
 
@@ -61,7 +67,9 @@ UNIT = np.dtype(  # one row per unit of a battle; health 0 = dead
         "heading_x", "heading_y",  # the direction in which it walked last; 0, 0 = it stood
         "before")]  # health + shield at the start of the step
     + [(name, np.int64) for name in (
-        "layers", "kind", "order", "target", "flight_target", "side",
+        "layers", "kind", "order",
+        "target", "flight_target",  # -1 = none
+        "side",  # 0: ally, 1: enemy
         "detour",  # it is going round something, turning left (1) or right (-1); 0 = straight on
         "hunts",  # ordered to attack units, wherever they are
         "exploding", "counted_dead")]

@@ -148,8 +148,8 @@ class Game:
 
 def check_timeout(timeout):
     """Raises ValueError, one line, for what is no number of seconds."""
-    if not (isinstance(timeout, int | float) and timeout > 0):
-        raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
+    if not (isinstance(timeout, int | float) and 0 < timeout <= 86_400):
+        raise ValueError(f"timeout must be more than 0 seconds, 86400 at most, not {timeout}")
 
 
 def make_arrays(env):
@@ -211,7 +211,10 @@ class SMACWorkers:
 
     def __init__(self, map_name, n_envs=None, seed=0, timeout=60.0, make_game=None, stride=None):
         check_timeout(timeout)
-        n_envs = n_envs or default_n_games()
+        if n_envs is None:
+            n_envs = default_n_games()
+        if not (isinstance(n_envs, int) and n_envs > 0):
+            raise ValueError(f"n_envs must be a whole number of games, 1 or more, not {n_envs}")
         self.map_name, self.n_envs, self.seed, self.timeout = map_name, n_envs, seed, timeout
         self.make_game, self.stride = make_game, stride or n_envs
         self.restarts, self.last_fault = 0, ""
@@ -247,7 +250,8 @@ class SMACWorkers:
             self.games[i].first, self.games[i].playing = None, True
 
     def step(self, actions):
-        """One step in all games at once: send everything, then gather the answers as they come."""
+        """One step in all games at once: send everything, then gather the answers as they come.
+        actions: (E, N) integers. Returns a Step, whose arrays the next step overwrites."""
         actions = np.asarray(actions)
         playing = [game.playing and not self.unfinished for game in self.games]
         check(actions, self.avail_actions, np.array(playing))

@@ -29,13 +29,13 @@ def scripted(sim, player):
     them = {name: sim.units[name][:, None, N:] for name in us}  # (E, 1, M) each
     dx, dy = them["x"] - us["x"], them["y"] - us["y"]
     far = np.where(alive[:, None, N:], np.hypot(dx, dy), np.inf)  # (E, N, M)
-    may = sim.avail_actions[..., FIRST_TARGET:]  # (E, N, M)
-
     heals = kinds["heal_rate"][:, :N] > 0  # (E, N)
+    can_hit = kinds["weapon"][:, :N, None] & kinds["seen_as"][:, None, N:] != 0  # SMAC forgets it
+    may = sim.avail_actions[..., FIRST_TARGET:] & (can_hit | heals[..., None])  # (E, N, M)
+
     if player == "closest":
         held = np.where(sim.units["order"] == ATTACK, sim.units["target"] - N, -1)[:, :N, None]
         rank = np.where(held == np.arange(far.shape[-1]), -1, far)
-        can_hit = kinds["weapon"][:, :N, None] & kinds["seen_as"][:, None, N:] != 0
         may = np.where(heals[..., None], may, can_hit & np.isfinite(far))
     else:
         in_range = far - us["radius"] - them["radius"] <= kinds["range"][:, :N, None]

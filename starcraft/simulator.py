@@ -159,6 +159,9 @@ def check_arguments(map_name, n_envs, seed, options):
     if not is_whole(seed, 0, 2**63 - 1):
         raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, not {brief(seed)}")
     game_map = MAPS[map_name]
+    for name in ("terrain", "agent_unit_order", "ally", "enemy", "enemy_order", "episode_limit"):
+        if name not in game_map or game_map[name] == []:
+            raise ValueError(f"map {map_name}: {name} is missing")
     for name, value in [("episode_limit", game_map["episode_limit"])] + [
         (f"the number of units in {group}", group[1])
         for group in game_map["ally"] + game_map["enemy"]
@@ -302,7 +305,7 @@ class BattleSim:
         for kind, name in zip(world["kinds"], self._kind_names, strict=True):
             allied = name.removesuffix("_RL")
             kind["ally_bit"] = agent_order.index(allied) if allied in agent_order else 0
-            kind["enemy_bit"] = enemy_order.index(name) if name in enemy_order else 0
+            kind["enemy_bit"] = enemy_order.index(allied) if allied in enemy_order else 0
         for count, shield, side in (
             ("n_allies", "shield_ally", "ally"),
             ("n_enemies", "shield_enemy", "enemy"),
@@ -339,6 +342,8 @@ class BattleSim:
         those that are not on the ground.
         """
         units, variants = self._template, self.world["variants"]
+        if len(game_map.get("start_variants", ())) > len(variants):
+            raise ValueError(f"start_variants: at most {len(variants)} positions may vary")
         ground = {tuple(cell) for cell in np.argwhere(self.world["walkable"])}
         variants[:, 0] = -1
         rows = iter(variants)
@@ -447,7 +452,8 @@ class BattleSim:
             last_actions: (N,) what the agents did last; None as after a reset.
             steps: steps of the episode gone by.
 
-        Afterwards obs[battle], state[battle] and avail_actions[battle] show the placed units.
+        Afterwards obs[battle], state[battle] and avail_actions[battle] show the placed units. The
+        enemies have no goal: they stand until they see somebody.
         Raises ValueError for wrong shapes, unknown unit names and battles that are not there.
         """
         if not is_whole(battle, 0, self.n_envs - 1):
@@ -603,9 +609,9 @@ class StarCraft2Env(MultiAgentEnv):
 
     What differs: with obs_timestep_number the sizes are those of what is returned (SMAC's are one
     too small); render draws for rgb_array only, and save_replay only warns; get_stats can be asked
-    before the first battle has ended; units are there before the first reset. Not there: the parts
-    of SMAC's own step (init_units, update_units, get_agent_action, reward_battle, ...), for no
-    method here calls them.
+    before the first battle has ended; units are there before the first reset; death trackers count
+    with reward_sparse, too. Not there: the parts of SMAC's own step (init_units, update_units,
+    get_agent_action, reward_battle, ...), for no method here calls them.
 
     Raises ValueErrors in one line, which are also what SMAC raises: KeyError for an unknown map,
     TypeError for an unknown option, AssertionError for an action that is not available.
@@ -948,8 +954,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")  # one line
     args = parser.parse_args()
-    if not (1 <= args.n_envs <= 10_000 and 0 < args.seconds < 3600):
-        parser.error("--n-envs must be from 1 to 10000 and --seconds between 0 and 3600")
+    if not (1 <= args.n_envs <= 10_000 and 0.1 <= args.seconds <= 3600):
+        parser.error("--n-envs must be from 1 to 10000 and --seconds from 0.1 to 3600")
     sim, rng = BattleSim(args.map, args.n_envs), np.random.default_rng(0)
     sim.step(random_actions(sim.avail_actions, rng))  # compiles
     threads = get_num_threads() if sim._kernel is run_at_once else 1

@@ -284,7 +284,7 @@ def test_units_by_hand():
     assert env.get_unit_types()[10:] == [48] * 7 + [51] * 2 + [54]
     assert env.unit_max_cooldown(unit) == 25 and env.unit_max_cooldown(medivac) == 200
     assert env.get_unit_type_id(medivac, True) == 2
-    assert env.get_unit_type_id(env.enemies[0], False) == 1
+    assert [env.get_unit_type_id(env.enemies[j], False) for j in (0, 7, 9)] == [1, 0, 2]
     assert env.unit_max_shield(unit) is None
     assert env.last_action.shape == (10, 16) and env.last_action.argmax(1)[:3].tolist() == [6, 0, 1]
     assert env.death_tracker_ally.tolist() == [0, 1] + [0] * 8 and not env.death_tracker_enemy.any()

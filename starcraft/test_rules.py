@@ -11,7 +11,7 @@ from numba import njit
 
 from . import battle
 from .interface import judge
-from .maps import EAST, FIRST_TARGET, MAPS, NO_OP, OVERLAP, STOP, UNIT
+from .maps import AUTO, EAST, FIRST_TARGET, MAPS, NO_OP, OVERLAP, STOP, UNIT
 from .simulator import BattleSim
 
 GONE = [0, 0, 0, 0, 0, 0]
@@ -28,6 +28,18 @@ def test_a_medivac_alone_has_lost_but_two_have_not(monkeypatch):
         sim.place_units(0, ally, [GONE, *left], enemy_types=["Marine", "Medivac", "Medivac"])
         judge(sim.units[0], sim.world, sim.book[0])
         assert bool(sim.book[0]["battle_won"]) == bool(sim.book[0]["terminated"]) == won
+
+
+def test_a_medivac_that_plays_by_itself_heals_its_own_side():
+    """An enemy beside it has lost more; its weapon cools down for long."""
+    sim = BattleSim("MMM")
+    marine, medivac = [10, 10, 20, 0, 0, 0], [10, 11, 150, 0, 50, 0]
+    enemy = [10.5, 12, 5, 0, 0, 1000]
+    sim.place_units(0, [GONE, GONE, marine, *[GONE] * 6, medivac], [enemy, *[GONE] * 9])
+    sim.units[0, 9]["order"] = AUTO
+    sim.step(np.array([[NO_OP, NO_OP, STOP, *[NO_OP] * 6, STOP]]))
+    assert sim.units[0, 9]["target"] == 2 and sim.units[0, 2]["health"] > 20
+    assert sim.units[0, 10]["health"] <= 5
 
 
 def fight(map_name, ally, enemy, actions, loops, step_mul=1, **changes):

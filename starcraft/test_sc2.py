@@ -8,6 +8,7 @@ stand-in for its binary, SC2PATH=...) are installed.
 """
 
 import importlib.util
+import math
 import os
 import re
 import signal
@@ -454,8 +455,15 @@ def test_preflight_names_what_is_missing(installed, monkeypatch, what):
 
 
 def test_a_time_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="more than 0 seconds"):
-        SMACWorkers("3m", 1, timeout=0.0)
+    for timeout in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="more than 0 seconds"):
+            SMACWorkers("3m", 1, timeout=timeout)
+
+
+@pytest.mark.parametrize("n_envs", [0, -1, 2.5])
+def test_a_number_of_games_that_is_none_is_refused(n_envs):
+    with pytest.raises(ValueError, match="n_envs must be a whole number of games, 1 or more"):
+        SMACWorkers("3m", n_envs)
 
 
 def test_default_number_of_games_fits_the_machine():

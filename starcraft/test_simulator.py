@@ -17,8 +17,8 @@ import pytest
 
 from . import simulator
 from .interface import judge
-from .maps import MAPS, STOP, unit_facts
-from .scripted import share_won
+from .maps import FIRST_TARGET, MAPS, STOP, unit_facts
+from .scripted import scripted, share_won
 from .simulator import BattleSim, StarCraft2Env, random_actions
 
 GOLDEN = np.load(Path(__file__).with_name("golden.npz"))
@@ -333,6 +333,8 @@ def test_start_variants_stay_on_the_ground():
         ({"ally": [["Zealot", 3, 9, 16]]}, "agent_unit_order lacks 'Zealot'"),
         ({"enemy_type_order": ["Zealot"]}, "enemy_type_order must list"),
         ({"agent_unit_order": ["Marine", "Zealot"], "enemy_type_order": ["Marine"]}, "not fewer"),
+        ({"ally": []}, "map mine: ally is missing"),
+        ({"start_variants": [["ally", "Marine", (9, 16), 0.5, (9, 17)]] * 5}, "at most 4"),
     ],
 )
 def test_a_wrong_map_is_refused(monkeypatch, change, words):
@@ -380,6 +382,16 @@ def test_the_papers_heuristic_wins_about_as_often_as_there(name, paper):
 @pytest.mark.parametrize("name", some(HARD, few=("5m_vs_6m", "MMM2", "corridor")))
 def test_the_closest_is_not_enough_on_hard_maps(name):
     assert share_won(name, "closest", 200) < 0.2
+
+
+@pytest.mark.parametrize("player", ["focus", "kite"])
+def test_no_scripted_player_shoots_at_what_it_cannot_hit(player):
+    """SMAC lets a Marauder attack a Medivac, which StarCraft II refuses."""
+    sim = BattleSim("MMM", 1)
+    marauder, medivac = [[10, 10, 125, 0, 0, 0]], [[12, 10, 150, 0, 50, 0]]
+    sim.place_units(0, marauder + [[0] * 6] * 9, [[0] * 6] * 9 + medivac)
+    assert sim.avail_actions[0, 0, FIRST_TARGET + 9]
+    assert scripted(sim, player)[0, 0] < FIRST_TARGET
 
 
 def test_kiting_stalkers_beat_zealots():
