@@ -187,11 +187,13 @@ def test_command_line(tmp_path, capsys):
     capsys.readouterr()
     wrong = [[], ["nowhere"], ["--policy", "closest", "--map", "4m"], ["--two-step", "x"]]
     wrong += [["x", "--map", "3m"], ["--two-step", *files], ["x", "--png", "nowhere/b.png"]]
+    said = {"--map": "--map is for --policy alone", "--png": "in a folder that exists"}
     for words in wrong:
         with pytest.raises(SystemExit) as stop:
             watch.main([*words, *out])
         error = capsys.readouterr().err
         assert stop.value.code == 2 and error.count("\n") == 1, error
+        assert words[:1] != ["x"] or said[words[1]] in error
 
 
 def test_a_run_of_train_is_watched(tmp_path):
