@@ -69,7 +69,8 @@ class ReplayBuffer:
         }
         self.steps = np.zeros(n_envs, np.int64)  # (E,) of each running episode, so far
         self.episodes, self.held = [], 0  # oldest first, as `close` makes them; bytes in them
-        # Bytes if all were as long as they can be, and full: to each number belongs a bit more.
+        # Bytes if all were as long as they can be, without zeros: each number costs a bit besides,
+        # which is at most an eighth more.
         self.nbytes = (capacity + n_envs) * size(self.running) // n_envs * 9 // 8
         if self.nbytes > 10 * room:
             raise ValueError(

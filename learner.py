@@ -1,10 +1,10 @@
 """Q-learning with a mixed value: the loss of QMIX, VDN and IQL, their target network and optimiser.
 
-QMIX (https://arxiv.org/abs/1803.11485), equation 6, but the mean over all steps, as in PyMARL,
-where the paper has the sum: of (Q_tot(t) - y(t))^2, where y(t) = r(t) + gamma * Q_tot'(t + 1) at
-the greedy actions and Q_tot' is the target network. The greedy actions are the online network's
-(double Q-learning, as in PyMARL); with td_lambda > 0, y is the lambda-return of those one-step
-targets.
+QMIX (https://arxiv.org/abs/1803.11485), equation 6: (Q_tot(t) - y(t))^2 with
+y(t) = r(t) + gamma * Q_tot'(t + 1) at the greedy actions, where Q_tot' is the target network. The
+loss is the mean over all steps, as in PyMARL; the paper has the sum. The greedy actions are the
+online network's (double Q-learning, as in PyMARL); with td_lambda > 0, y is the lambda-return of
+those one-step targets.
 
 Not a script. See it at work: python train.py --map 2s3z
 

@@ -760,9 +760,9 @@ def test_two_step_game_in_short(monkeypatch, capsys):
 
 def test_two_step_game_with_one_episode_per_gradient_step(monkeypatch):
     monkeypatch.setattr(two_step_game, "PARALLEL", 1)
-    monkeypatch.setattr(two_step_game, "ROUNDS", two_step_game.BATCH_SIZE)
+    monkeypatch.setattr(two_step_game, "ROUNDS", two_step_game.BATCH_SIZE - 1)
     untrained = two_step_game.table(*two_step_game.train("vdn", 0))["state_2B"]
-    monkeypatch.setattr(two_step_game, "ROUNDS", two_step_game.BATCH_SIZE + 1)
+    monkeypatch.setattr(two_step_game, "ROUNDS", two_step_game.BATCH_SIZE)
     assert two_step_game.table(*two_step_game.train("vdn", 0))["state_2B"] != untrained
 
 

@@ -62,7 +62,7 @@ def parse_args(argv=None):
     # fmt: off
     flag("--map", str, "2s3z", "SMAC map: 3m, 8m, 2s3z, 3s5z, MMM, ...")
     flag("--env", str, "auto", f"{', '.join(ENVS)}; auto: sc2 where it is installed, else sim")
-    flag("--env-args", named_value, [], "of its constructor: NAME=VALUE", nargs="*", metavar="ARG")
+    flag("--env-args", named_value, [], "of its constructor: NAME=VALUE", nargs="+", metavar="ARG")
     flag("--mixer", str, "qmix", "see mixer.py; iql is none at all", choices=MIXERS)
     flag("--steps", count, 600_000, "environment steps to train for, of all battles together")
     flag("--seed", whole(0, 99_999), 1, "of weights, exploration, sampling and battles")

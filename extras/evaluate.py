@@ -26,7 +26,8 @@ def evaluate(args, seed, make_agent, play_episodes) -> int:
     env = make_env(args.env, args.map, n_envs, seed, **dict(args.env_args))
     if args.save_replay and not hasattr(env, "save_replay"):
         raise ValueError(
-            f"--save-replay: {env.name} has no replay files here, only --env sc2 without ray= has"
+            f"--save-replay: {env.name} has no replay files here, only --env sc2 has, without Ray"
+            " (--env-args ray=None)"
         )
     agent = make_agent(args, env).to("cpu" if args.device == "auto" else choose_device(args, env))
     load_weights(agent, weights_of(args))

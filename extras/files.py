@@ -77,8 +77,8 @@ def read_config(folder: Path) -> dict:
         if not all(isinstance(name, str) for name in names):
             raise TypeError(f"not all of them are names: {names}")
         int(flags["seed"])
-        dict(flags.get("env_args", []))
-        config.setdefault("versions", {}).get("git")
+        dict(flags.get("env_args", []))  # fails if it is no list of pairs
+        config.setdefault("versions", {}).get("git")  # or this no dictionary
     except (
         ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, OSError
     ) as error:  # fmt: skip
@@ -306,7 +306,9 @@ class BufferFiles:
                     check_episode({name: episode[name] for name in names}, buffer, str(path))
                     episodes.append(episode)
             except (KeyError, TypeError, AttributeError, IndexError) as error:
-                raise ValueError(f"{path} holds no episodes of this run ({error!r})") from None
+                raise ValueError(
+                    f"{path} holds no episodes that this version can read ({error!r})"
+                ) from None
         saved = to_arrays(saved)
         for episode in episodes:  # now that all of them could be read
             buffer.append(episode)

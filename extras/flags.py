@@ -109,10 +109,10 @@ def flags_of_the_run(parser, args, argv):
     now = split_env(parser.parse_args(words + argv))  # the later one wins
     if args.env == "auto":
         now.env = before.env
-    kept = dict(before.env_args)
-    now.env_args = list((kept | dict(now.env_args)).items())
+    of_the_run = dict(before.env_args)
+    now.env_args = list((of_the_run | dict(now.env_args)).items())
     for name, value in now.env_args:
-        if args.resume and name not in WHERE and (name, value) not in kept.items():
+        if args.resume and name not in WHERE and (name, value) not in of_the_run.items():
             may = ", ".join(WHERE)
             parser.error(f"--env-args {name} cannot change with --resume, only {may} can")
     for name, value in vars(now).items():

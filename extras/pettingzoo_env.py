@@ -161,7 +161,7 @@ class PettingZooEnvs:
         try:
             self._envs = [factory(**env_args) for _ in range(n_envs)]
         except (TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"{spec} does not take these arguments: {error}") from None
+            raise ValueError(f"{spec} does not take these arguments: {error!r}") from None
         first = self._envs[0]
         if not hasattr(first, "possible_agents") or hasattr(first, "agent_iter"):
             raise ValueError(f"{spec} makes no ParallelEnv: name a factory like parallel_env")
@@ -286,7 +286,7 @@ def load_factory(spec):
     package = module_name.partition(".")[0]
     owners = importlib.metadata.packages_distributions().get(package)
     if not owners:
-        return factory, f"{package}, not installed"
+        return factory, f"{package}, no installed package"
     return factory, f"{owners[0]} {importlib.metadata.version(owners[0])}"
 
 

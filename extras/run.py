@@ -74,6 +74,13 @@ class Run:
         self.status = self.signal = 0
         flags = {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
         flags |= {"n_envs": env.n_envs}
+        batch = args.batch_size * buffer.nbytes / (buffer.capacity + env.n_envs)
+        if batch > buffer.room:  # else a run that never learns
+            raise ValueError(
+                f"--batch-size {args.batch_size}: so many of the longest episodes take"
+                f" {batch / 1e6:.0f} MB, more than the {buffer.room / 1e6:.0f} MB that replay may"
+                " take here: reduce it"
+            )
         self.folder = args.resume or claim(args, env)
         self.lock = Lock(self.folder)
         try:
@@ -82,12 +89,6 @@ class Run:
                     f"{self.folder} is not empty: choose another --run-dir or --resume it"
                 )
             self.files = BufferFiles(self.folder, buffer)
-            batch = args.batch_size * buffer.nbytes / (buffer.capacity + env.n_envs)
-            if batch > buffer.room:  # else a run that never learns
-                raise ValueError(
-                    f"--batch-size {args.batch_size}: as many episodes may take {batch / 1e9:.1f}"
-                    f" GB, and replay must do with {buffer.room / 1e9:.1f} GB here: give less"
-                )
             if args.resume:
                 config = read_config(self.folder) | {"flags": flags}
                 self.restore()

@@ -58,8 +58,8 @@ def test_a_run_that_could_never_learn_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         start(tmp_path / "run")
     err = capsys.readouterr().err
-    assert "--batch-size 8: as many episodes" in err and err.count("\n") == 1
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert "--batch-size 8: so many of the longest" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
     monkeypatch.setattr(train, "available_memory", lambda: 9 * longest / train.MEMORY_SHARE)
     assert start(tmp_path / "run") == 0
 

@@ -292,7 +292,7 @@ def parse_args(argv=None):
     p.add_argument("run", nargs="?", type=Path, metavar="RUN_DIR", help="made by train.py")
     p.add_argument("--compare", nargs=2, type=Path, metavar="RUN_DIR", help="two side by side")
     p.add_argument("--policy", choices=POLICIES, default="network", help="who plays")
-    p.add_argument("--map", help="SMAC map, without RUN_DIR; None: 2s3z")
+    p.add_argument("--map", help="SMAC map, without RUN_DIR; if there is none, 2s3z")
     p.add_argument("--battles", type=number(int, 1, 100), default=3, help="how many")
     p.add_argument("--out", type=Path, default=Path("watch.html"), help="the page")
     p.add_argument("--gif", type=Path, help="the first battle, as a GIF too")

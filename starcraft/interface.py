@@ -26,7 +26,7 @@ class Options(NamedTuple):
 
     step_mul: int = 8
     move_amount: float = 2.0
-    continuing_episode: bool = False  # only StarCraft2Env's info tells it
+    continuing_episode: bool = False  # changes only StarCraft2Env's info, at the time limit
     obs_all_health: bool = True
     obs_own_health: bool = True
     obs_last_action: bool = False
@@ -153,8 +153,8 @@ def put_type(bit, type_bits, row, k):
 
 @njit(**JIT)
 def put_surroundings(u, world, row, k):
-    """Write what the options ask for, 8 pathing values and 9 heights, zeros of the dead; return the
-    next column."""
+    """Write what the options ask for, 8 pathing values and 9 heights, into a row of zeros, which it
+    stays for the dead; return the next column."""
     reach = int(world.move_amount)
     X, Y = world.walkable.shape
     heights = k + 8 * world.obs_pathing_grid

@@ -159,7 +159,7 @@ def check_arguments(map_name, n_envs, seed, options):
     if not is_whole(seed, 0, 2**63 - 1):
         raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, not {brief(seed)}")
     game_map = MAPS[map_name]
-    for name in ("terrain", "agent_unit_order", "ally", "enemy", "enemy_order", "episode_limit"):
+    for name in ("agent_unit_order", "ally", "enemy", "enemy_order", "episode_limit"):
         if name not in game_map or game_map[name] == []:
             raise ValueError(f"map {map_name}: {name} is missing")
     for name, value in [("episode_limit", game_map["episode_limit"])] + [
@@ -274,7 +274,9 @@ class BattleSim:
 
     def _build_world(self, game_map, terrain, terrain_height):
         """The world record of a map, in an array of one."""
-        walkable, with_cliffs = read_terrain(game_map["terrain"] if terrain is None else terrain)
+        walkable, with_cliffs = read_terrain(
+            game_map.get("terrain", "none") if terrain is None else terrain
+        )
         worlds = np.zeros(1, world_dtype(*walkable.shape))
         world = worlds[0]
         world["walkable"], world["with_cliffs"] = walkable, with_cliffs
@@ -453,7 +455,7 @@ class BattleSim:
             steps: steps of the episode gone by.
 
         Afterwards obs[battle], state[battle] and avail_actions[battle] show the placed units. The
-        enemies have no goal: they stand until they see somebody.
+        enemies have no goal: they stand until they see somebody, but those of 2c_vs_64zg hunt.
         Raises ValueError for wrong shapes, unknown unit names and battles that are not there.
         """
         if not is_whole(battle, 0, self.n_envs - 1):
