@@ -272,8 +272,8 @@ class PettingZooEnvs:
 
 
 def load_factory(spec):
-    """What "MODULE:FACTORY" names, and the name and version of the package it comes from, if it is
-    an installed one."""
+    """What "MODULE:FACTORY" names, and name and version of the package it comes from: of PettingZoo
+    where that is no installed one."""
     module_name, _, factory_name = spec.partition(":")
     if not (module_name and factory_name):
         raise ValueError(
@@ -284,10 +284,8 @@ def load_factory(spec):
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{spec} cannot be imported: {error}") from None
     package = module_name.partition(".")[0]
-    owners = importlib.metadata.packages_distributions().get(package)
-    if not owners:
-        return factory, f"{package}, no installed package"
-    return factory, f"{owners[0]} {importlib.metadata.version(owners[0])}"
+    owner = importlib.metadata.packages_distributions().get(package, ["pettingzoo"])[0]
+    return factory, f"{owner} {importlib.metadata.version(owner)}"
 
 
 def observed_part(space):
