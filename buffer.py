@@ -140,8 +140,8 @@ class ReplayBuffer:
             for name in DONE:
                 batch[name][rows[1:] - batch_size] = episode[name]
         batch["actions"] = actions = batch["actions"].astype(np.int64)  # (F, N)
-        none = np.full_like(actions[:batch_size], -1)  # (B, N)
-        batch["last_actions"] = np.concatenate((none, actions))  # (P, N)
+        # (B, N) and (F, N) -> (P, N)
+        batch["last_actions"] = np.concatenate((np.full_like(actions[:batch_size], -1), actions))
         # (T + 1, B) at the mask -> (P,), the rows: which of them does a step follow? (F,)
         batch["acted"] = np.flatnonzero((t < steps)[t <= steps])
         return Batch(sizes=sizes.tolist(), **{k: torch.from_numpy(x) for k, x in batch.items()})

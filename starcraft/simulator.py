@@ -274,9 +274,8 @@ class BattleSim:
 
     def _build_world(self, game_map, terrain, terrain_height):
         """The world record of a map, in an array of one."""
-        walkable, with_cliffs = read_terrain(
-            game_map.get("terrain", "none") if terrain is None else terrain
-        )
+        terrain = game_map.get("terrain", "none") if terrain is None else terrain
+        walkable, with_cliffs = read_terrain(terrain)
         worlds = np.zeros(1, world_dtype(*walkable.shape))
         world = worlds[0]
         world["walkable"], world["with_cliffs"] = walkable, with_cliffs
@@ -971,11 +970,9 @@ def main():
         if over.any():
             sim.reset(over)
         stepping += time.perf_counter() - t0
-        steps, wins, episodes = (
-            steps + args.n_envs,
-            wins + step.battle_won.sum(),
-            episodes + over.sum(),
-        )
+        steps += args.n_envs
+        wins += step.battle_won.sum()
+        episodes += over.sum()
     print(
         f"{args.map}: {steps / stepping:,.0f} steps/s ({args.n_envs} battles, {threads} threads,"
         f" random actions chosen outside the clock), {episodes} episodes, {wins} won"
