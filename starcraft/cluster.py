@@ -34,8 +34,6 @@ def connect(address=None):
         # Where Ray offers no clusters, as on a Mac, it keeps to 127.0.0.1; _node_ip_address does
         # not do that: Ray replaces it by an address that others reach.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # Ray's older autoscaler, idle here, answers only a second after it is told to end.
-        os.environ["RAY_enable_autoscaler_v2"] = "1"
     try:
         import ray
     except ImportError:
