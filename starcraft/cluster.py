@@ -52,6 +52,8 @@ def connect(address=None):
     try:
         if address is None:
             ray.init("local", num_cpus=cores(), **quiet)
+            # Ray's autoscaler: there is nothing to scale, and shutdown would wait a second for it.
+            ray._private.worker._global_node.kill_monitor(check_alive=False)
         else:
             ray.init(address, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError) as error:
