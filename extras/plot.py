@@ -58,6 +58,8 @@ def read_run(folder):
     try:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
+        if any(None in (*row, *row.values()) for row in rows):
+            raise ValueError("a line has fewer or more values than the first")
         columns = {name: np.array([float(row[name]) for row in rows]) for name in USED}
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {type(error).__name__} {error}") from None
@@ -77,14 +79,16 @@ def read_run(folder):
 def readable(folders):
     """What read_run returns for each folder; those that cannot be read are left out with a warning.
     Raises ValueError, one line, if none is left."""
-    runs, problems, seen = [], [], {}
+    runs, problems, unfinished, seen = [], [], [], {}
     for folder in dict.fromkeys(folders):
         try:
             runs.append(read_run(folder))
         except ValueError as error:
             problems.append(str(error))
             continue
-        game, flags, _ = runs[-1]
+        game, flags, columns = runs[-1]
+        if columns["t_env"][-1] < flags.get("steps", 0):
+            unfinished.append(str(folder))
         like = game, str({name: flags[name] for name in sorted(flags.keys() - INDIFFERENT)})
         if first := seen.get(like):
             twice = f"{first} and {folder} have the same flags and seed, and count as two runs"
@@ -94,6 +98,9 @@ def readable(folders):
         raise ValueError("; ".join(problems) or "no run directory was given")
     for problem in problems:
         print(f"plot.py: warning: left out: {problem}", file=sys.stderr)
+    if unfinished:
+        names = ", ".join(unfinished)
+        print(f"plot.py: warning: not finished, and taken as they are: {names}", file=sys.stderr)
     return runs
 
 
@@ -141,7 +148,7 @@ def quartiles(members, axis):
 
 def draw(grouped, out, axis="t_env", real=False):
     """A panel per environment and map: win rates over steps (axis "t_env") or over wall-clock
-    time ("wall_time"); with `real` the means of real runs on StarCraft II as points."""
+    time ("wall_time"); with `real` the medians of real runs on StarCraft II as points."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -173,9 +180,9 @@ def draw(grouped, out, axis="t_env", real=False):
             band = {"color": colours[label], "alpha": 0.18, "lw": 0}
             panel.fill_between(x / scale, 100 * low, 100 * high, **band)
             panel.plot(x / scale, 100 * middle, lw=1.8, color=colours[label])
-        if real and (points := tables.real_runs(map_name, "qmix")):
-            there = {t: win for t, win in points["win_rate"].items() if t <= 1.05 * longest}
-            x, wins = np.array(list(there)), np.array(list(there.values()))
+        if real and (points := tables.real_runs(map_name, "qmix")[0]):
+            x = np.array([t for t in points if t <= 1.05 * longest])
+            wins = np.array([np.median(points[t]) for t in x])
             marks += panel.plot(x / scale, 100 * wins, "ko", ms=5, mfc="none", clip_on=False)
         panel.set(xlabel=unit, xlim=(0, None), ylim=(-2, 102), yticks=range(0, 101, 25))
         panel.set_title(f"{map_name} ({tables.GAMES.get(env, env)})")
@@ -186,7 +193,7 @@ def draw(grouped, out, axis="t_env", real=False):
     seeds = {label: " to ".join(map(str, sorted({min(n), max(n)}))) for label, n in counts.items()}
     texts = [f"{label} ({seeds[label]} seed{'s' * (seeds[label] != '1')})" for label in labels]
     if marks:
-        lines, texts = [*lines, marks[0]], [*texts, "qmix on StarCraft II (mean of real runs)"]
+        lines, texts = [*lines, marks[0]], [*texts, "qmix on StarCraft II (median of real runs)"]
     # about 12 letters to the inch, and 7 for the line before them
     columns = max(1, int(size[0] * 12 / (max(map(len, texts)) + 7)))
     figure.legend(lines, texts, loc="outside upper center", ncols=columns, frameon=False)
@@ -263,7 +270,7 @@ def parse(argv):
     parser.add_argument(
         "--real",
         action="store_true",
-        help="draw the win rates of real runs on StarCraft II (results/published.json) as points",
+        help="draw the win rates of real runs on StarCraft II (results/real_runs.json) as points",
     )
     parser.add_argument(
         "--results",

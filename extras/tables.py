@@ -31,19 +31,24 @@ PAPER_RETURN = {"qmix": 8, "qmix-ns": 8, "qmix-lin": 7, "vdn-s": 7, "vdn": 7}
 
 
 @cache
-def published():
-    """results/published.json: win rates on StarCraft II, and where they come from."""
-    path = Path(__file__).resolve().parent.parent / "results" / "published.json"
+def of_others(name):
+    """Win rates on StarCraft II, and where they come from: results/published.json, out of papers,
+    or results/real_runs.json, out of training logs."""
+    path = Path(__file__).resolve().parent.parent / "results" / f"{name}.json"
     return json.loads(path.read_text())
 
 
 def real_runs(map_name, method):
-    """Means over real runs on StarCraft II: {"runs": their number, "win_rate": {steps: mean},
-    "sources": [repository]}, or None if there are none."""
-    for row in published()["real_runs"]["rows"]:
+    """What is known of real runs on StarCraft II: ({steps: win rates (runs,)}, [repository]); two
+    times nothing if there are none."""
+    for row in of_others("real_runs")["rows"]:
         if (row["map"], row["method"]) == (map_name, method):
-            return row | {"win_rate": {int(t): win for t, win in row["win_rate"].items()}}
-    return None
+            wins = {}
+            for run in row["runs"]:
+                for steps, win in run["win_rate"].items():
+                    wins.setdefault(int(steps), []).append(win)
+            return wins, ["/".join(run["name"].split("/")[:2]) for run in row["runs"]]
+    return {}, []
 
 
 # --- statistics ----------------------------------------------------------------------------------
@@ -159,27 +164,29 @@ def win_rates(game, maps):
 def all_maps(game, maps):
     """Final win rates beside those that others measured on StarCraft II, in their own columns."""
     head = ["map", "method", "seeds", "steps", f"final win rate, {game}: median, quartiles"]
-    head += ["StarCraft II, real runs: mean (runs)", "4.6.2, SMAC paper", "4.10, tuned"]
+    head += ["StarCraft II, real runs: median, range (runs)", "4.6.2, SMAC paper", "4.10, tuned"]
     rows, sources = [], set()
     for name, label, runs in each_row(maps):
-        method = method_of(label)
-        real, cell = real_runs(name, method), ""
-        done = min(run["t_env"][-1] for run in runs)
-        if real and done >= min(real["win_rate"]):
-            steps = max(t for t in real["win_rate"] if t <= done)
-            cell = f"{real['win_rate'][steps]:.2f} ({real['runs']}) at {steps:,}"
-            sources.update(real["sources"])
-        tables = (published()[source]["percent"] for source in ("smac_paper", "tuned"))
+        method, cell = method_of(label), ""
+        real, repositories = real_runs(name, method)
+        if reached := [t for t in real if t <= min(run["t_env"][-1] for run in runs)]:
+            wins = real[max(reached)]
+            cell = f"{np.median(wins):.2f}"
+            cell += f", {min(wins):.2f} - {max(wins):.2f}" * (len(wins) > 1)
+            cell += f" ({len(wins)}) at {max(reached):,}"
+            sources.update(repositories)
+        tables = (of_others("published")[source]["percent"] for source in ("smac_paper", "tuned"))
         percents = (table.get(name, {}).get(method) for table in tables)
         papers = ["" if percent is None else f"{percent / 100:.2f}" for percent in percents]
         here = [str(len(runs)), steps_done(runs), final_win_rate(runs)]
         rows.append([name, label, *here, cell, *papers])
-    texts = [markdown(head, rows), f"SMAC paper: {published()['smac_paper']['about']}"]
+    papers = of_others("published")
+    texts = [markdown(head, rows), f"SMAC paper: {papers['smac_paper']['about']}"]
     if any(row[-1] for row in rows):
-        texts.append(f"Tuned: {published()['tuned']['about']}")
+        texts.append(f"Tuned: {papers['tuned']['about']}")
     if sources:
         names = ", ".join(sorted(sources))
-        texts.append(f"Real runs: {published()['real_runs']['about']} Repositories: {names}.")
+        texts.append(f"Real runs: {of_others('real_runs')['about']} Repositories: {names}.")
     return "\n\n".join(texts)
 
 
@@ -188,25 +195,26 @@ def by_steps(game, maps):
     a test within 2 % of the steps; runs that have none there are missing from the median."""
     rows, reached = [], 0
     for name, label, runs in each_row(maps):
-        cells = []
+        wins = []  # of each of STEPS
         for steps in STEPS:
             nearest = [(run, abs(run["t_env"] - steps).argmin()) for run in runs]
-            wins = [
-                run["test_win_rate"][i]
-                for run, i in nearest
-                if abs(run["t_env"][i] - steps) <= 0.02 * steps
-            ]
-            fewer = f" ({len(wins)})" if len(wins) < len(runs) else ""
-            cells.append(f"{np.median(wins):.2f}{fewer}" if wins else "")
-        reached = max([reached, *(i + 1 for i, cell in enumerate(cells) if cell)])
-        rows.append([name, label, f"{game}, {len(runs)}", *cells])
-        if real := real_runs(name, method_of(label)):
-            wins = [real["win_rate"].get(steps) for steps in STEPS]
-            cells = ["" if win is None else f"{win:.2f}" for win in wins]
-            rows.append([name, label, f"StarCraft II, {real['runs']} (mean)", *cells])
+            there = [(run, i) for run, i in nearest if abs(run["t_env"][i] - steps) <= 0.02 * steps]
+            wins.append([run["test_win_rate"][i] for run, i in there])
+        reached = max([reached, *(i + 1 for i, some in enumerate(wins) if some)])
+        n, real = len(runs), real_runs(name, method_of(label))[0]
+        rows.append([name, label, f"{game}, {n}", *(median_of(some, n) for some in wins)])
+        if real:
+            n = max(map(len, real.values()))
+            cells = (median_of(real.get(steps), n) for steps in STEPS)
+            rows.append([name, label, f"StarCraft II, {n}", *cells])
     head = ["map", "method", "played by, runs", *(f"{steps:,}" for steps in STEPS)]
     end = 3 + reached  # beyond the last test here, the real runs' columns would stand alone
     return markdown(head[:end], [row[:end] for row in rows])
+
+
+def median_of(wins, n):
+    """A cell: the median of win rates, and their number where they are fewer than n runs."""
+    return f"{np.median(wins):.2f}" + f" ({len(wins)})" * (len(wins) < n) if wins else ""
 
 
 def methods(game, maps):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from extras import files, plot, tables
+from results import real_runs
 
 
 def write_run(folder, wins, seconds=1.0, mixer="qmix", map_name="3m", every=1000, **changed):
@@ -20,6 +21,7 @@ def write_run(folder, wins, seconds=1.0, mixer="qmix", map_name="3m", every=1000
     files.write_config(folder, config | {"env": {"name": "sim", "map": map_name}})
     rows = [
         {"t_env": every * i, "wall_time": seconds * i, "test_win_rate": w, "test_return": 20 * w}
+        | {"loss": 0.1}
         for i, w in enumerate(wins)
     ]
     files.write_metrics(folder, rows)
@@ -249,7 +251,7 @@ def test_beside_the_real_game_by_steps(tmp_path, capsys):
     # at 100,000 the median of two of the three runs: c's test is 3 % late
     expected = ["3s5z", "qmix", "simulator, 3", "0.30 (2)", "0.40 (2)", "0.30 (1)", "0.50 (1)"]
     assert here == expected
-    assert real[2:] == ["StarCraft II, 5 (mean)", "0.32", "0.25", "0.38", "0.71"]
+    assert real[2:] == ["StarCraft II, 4", "0.40", "0.29", "0.49", "0.69"]
 
     run = tmp_path / "b"
     config = files.read_config(run)
@@ -259,10 +261,43 @@ def test_beside_the_real_game_by_steps(tmp_path, capsys):
     assert "| 200,000 |" in out and "300,000" not in out, "no further than the run itself"
 
 
+def test_real_runs_are_found_in_training_logs(tmp_path, capsys):
+    """An odd setting, a short run, a copy and a log cut short are left out."""
+    folder = tmp_path / "tlxxx/LINDA/results/sacred"
+
+    def write_log(name, wins, every=10_000, **other):
+        steps = [every * (i + 1) for i in range(len(wins))]
+        config = real_runs.PYMARL | {"mixer": "qmix", "env_args": {"map_name": "3m"}} | other
+        log = json.dumps({"test_battle_won_mean_T": steps, "test_battle_won_mean": wins})
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(config))
+        (folder / name / "info.json").write_text(log)
+
+    wins = [i / 200 for i in range(101)]  # the last test after 1,010,000 steps
+    others = [win / 2 for win in wins]
+    write_log("1", wins)
+    write_log("2", [*wins, 0.75])  # goes on where 1 ends
+    write_log("3", others[:50])
+    write_log("4", others, lr=0.001)
+    write_log("5", wins, mixer=None, env_args={"map_name": "8m"})
+    write_log("6", others, prioritised_replay=True)
+    write_log("7", others)
+    (folder / "7" / "info.json").write_text('{"test_battle_won_mean_T": [1')
+    real_runs.main([str(tmp_path)])
+    first, second = json.loads(capsys.readouterr().out)["rows"]
+    assert [run["name"] for run in first["runs"]] == ["tlxxx/LINDA/results/sacred/2"]
+    # of the tests after 80,000 to 120,000 steps; the last three of those after 980,000 to 1,020,000
+    found = first["runs"][0]["win_rate"]
+    assert found["100000"] == round((7 + 8 + 9 + 10 + 11) / 5 / 200, 3)
+    assert found["1000000"] == round((97 + 98 + 99 + 100 + 150) / 5 / 200, 3)
+    assert "1500000" not in found
+    assert (second["map"], second["method"]) == ("8m", "iql")
+
+
 def test_beside_what_others_measured(tmp_path, capsys):
     runs = [
         write_run(tmp_path / f"{mixer}_{map_name}", [0.0, 0.6, 0.75], 1.0, mixer, map_name, 400_000)
-        for mixer, map_name in (("qmix", "3s5z"), ("vdn", "3s5z"), ("qmix", "8m"))
+        for mixer, map_name in (("qmix", "3s5z"), ("vdn", "3s5z"), ("qmix", "25m"))
     ]
     assert "Tuned" not in printed(capsys, *runs, "--table", "all-maps")
     runs.append(write_run(tmp_path / "lr", [0.0] * 3, 1.0, "vdn", "3s5z", 400_000, lr=2.0))
@@ -270,7 +305,7 @@ def test_beside_what_others_measured(tmp_path, capsys):
     out = printed(capsys, *runs, "--table", "all-maps")
     qmix, vdn, slow, other, hard = cells(out)
     assert slow[1] == "vdn, lr 2.0" and slow[5:] == vdn[5:], "published of whatever settings"
-    assert qmix[2:] == ["1", "800,000", "0.75", "0.76 (5) at 750,000", "0.97", ""]
+    assert qmix[2:] == ["1", "800,000", "0.75", "0.78, 0.68 - 0.82 (4) at 750,000", "0.97", ""]
     assert vdn[5:] == ["", "0.84", ""] and hard[5:] == ["", "0.01", "0.96"]
     assert other[5:] == ["", "", ""]
     assert "pymarl2 at 06cdce9" in out
@@ -314,6 +349,25 @@ def test_the_same_run_twice_is_told(tmp_path, capsys):
     plot.main([*runs, "--table", "returns"])
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and f"{runs[0]} and {runs[1]} have the same flags and seed" in err
+
+
+def test_a_run_that_is_cut_short_is_told(tmp_path, capsys):
+    whole, stopped, cut = (
+        write_run(tmp_path / name, (0.0, 0.5, 0.75), seed=i, steps=2000)
+        for i, name in enumerate(("whole", "stopped", "cut"))
+    )
+    for run, end in ((stopped, -2), (cut, -1)):  # without its last row; in the middle of it
+        path = tmp_path / run / "metrics.csv"
+        lines = path.read_text().splitlines()
+        text = "\n".join(lines[: len(lines) + end + 1])
+        path.write_text(text + "\n" if run == stopped else text.rpartition(",")[0])
+    rows = cells(printed(capsys, whole, stopped, cut, "--table", "returns"))
+    assert rows[0][-2:] == ["0.0 to 15.0", "0.0 to 10.0"], "cut is left out"
+    plot.main([whole, stopped, cut, "--table", "returns"])
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 2
+    assert "left out" in err[0] and f"{cut}/metrics.csv" in err[0]
+    assert err[1].endswith(f"taken as they are: {stopped}")
 
 
 def test_returns(tmp_path, capsys):
