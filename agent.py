@@ -36,7 +36,8 @@ class RNNAgent(nn.Module):
     def initial_hidden(self, rows: int) -> Tensor:
         """Zeros (rows, H) on the device of the network: what an episode begins with. In unroll
         torch.nn.GRU begins with zeros by itself. One tensor, a row per agent, is all that Players
-        and checkpoints carry along: an LSTM's two would lie side by side, (rows, 2 * H)."""
+        and checkpoints carry along: an LSTM's two would lie side by side, (rows, 2 * H), and be cut
+        apart by .chunk(2, dim=-1), each .contiguous() for a GPU."""
         return self.fc1.weight.new_zeros(rows, self.hidden_dim)
 
     def forward(self, inputs: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ class QLearner:
         """The mean squared TD error over all steps of the batch (over agents too, for IQL).
 
         Returns the loss, a scalar to call backward on, and statistics for metrics.csv and
-        TensorBoard under whatever names: means over the same steps, 0-dim and detached. With
+        TensorBoard under new names: means over the same steps, finite, 0-dim and detached. With
         several threads each of them calls this for its part of the batch (extras/threads.py).
         """
         B, F, N = batch.sizes[0], *batch.actions.shape
@@ -136,7 +136,7 @@ class QLearner:
         for mean, new in zip(*weights, strict=True):
             # Integers are counters, as normalisations have them: copied, not averaged.
             mean.copy_(mean.lerp(new, self.average_rate) if new.is_floating_point() else new)
-        return {"loss": loss.detach(), "grad_norm": grad_norm, **stats}
+        return dict(loss=loss.detach(), grad_norm=grad_norm, **stats)  # no name twice
 
     def sync_target(self) -> None:
         """Copy the online weights into the target network."""

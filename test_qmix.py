@@ -926,7 +926,7 @@ class Corridor:
 
 @pytest.mark.parametrize("aborts", [False, True])
 def test_short_episodes_count_no_more_than_long_ones(aborts):
-    env, agent = Corridor([1, 8], aborts), RNNAgent(5, 2, 4)
+    env, agent = Corridor([1, 8], aborts), RNNAgent(input_dim(1, 2, 2), 2, 4)
     # five episodes: three of the first environment, two of the second
     result = train.averages(*train.play_episodes(agent, env, 5))
     assert result["test_win_rate"] == pytest.approx(3 / 5)
@@ -960,7 +960,7 @@ def test_aborted_episodes_are_counted_and_never_learned_from(tmp_path, monkeypat
 def test_every_episode_begins_without_a_memory():
     """Acting in two environments out of step equals unrolling each of their episodes by itself."""
     torch.manual_seed(0)
-    env, agent = Corridor([3, 5], False), RNNAgent(5, 2, 4)
+    env, agent = Corridor([3, 5], False), RNNAgent(input_dim(1, 2, 2), 2, 4)
     agent.initial_hidden = lambda rows: torch.full((rows, 4), 0.5)  # not only zeros
     players = Players(agent, 2, 2, 2)
     hidden, last_actions = agent.initial_hidden(4).view(2, 2, 4), torch.full((2, 2), -1)

@@ -62,7 +62,7 @@ def parse_args(argv=None):
     # fmt: off
     flag("--map", str, "2s3z", "SMAC map: 3m, 8m, 2s3z, 3s5z, MMM, ...")
     flag("--env", str, "auto", f"{', '.join(ENVS)}; auto: sc2 where it is installed, else sim")
-    flag("--env-args", named_value, [], "of its constructor: NAME=VALUE", nargs="+", metavar="ARG")
+    flag("--env-args", named_value, [], "environment's own: NAME=VALUE", nargs="+", metavar="ARG")
     flag("--mixer", str, "qmix", "see mixer.py; iql is none at all", choices=MIXERS)
     flag("--steps", count, 600_000, "environment steps to train for, of all battles together")
     flag("--seed", whole(0, 99_999), 1, "of weights, exploration, sampling and battles")
@@ -80,8 +80,8 @@ def parse_args(argv=None):
     flag("--td-lambda", share, 0.8, "of TD(lambda) targets; 0: the paper's one-step targets")
     flag("--grad-norm-clip", real(1e-9, 1e9), 10.0, "largest norm of the whole gradient")
     flag("--target-update-interval", count, 8, "finished episodes per copy to the target network")
-    p.add_argument("--no-double-q", action="store_true", help="target network chooses actions")
-    p.add_argument("--bootstrap-time-limit", action="store_true", help="value what comes after it")
+    p.add_argument("--no-double-q", action="store_true", help="in targets the target network picks")
+    p.add_argument("--bootstrap-time-limit", action="store_true", help="in targets it is no end")
     flag("--epsilon-start", share, 1.0, "probability of a random action, at step 0")
     flag("--epsilon-finish", share, 0.05, "probability of a random action, in the end")
     flag("--epsilon-anneal-steps", count, 25_000, "steps from the one to the other")
@@ -204,7 +204,7 @@ def main(argv=None):
             test_env = make_env(env.name, args.map, n_envs, seed + TEST_SEEDS, **options)
         args.device = choose_device(args, env, make_learner)
         learner = make_learner(args, env, args.device)
-        if args.init_from and (not args.resume or killed_at_once(args.resume)):
+        if args.init_from is not None and (not args.resume or killed_at_once(args.resume)):
             init_from(args, learner)
         E, N, A = env.n_envs, env.n_agents, env.n_actions
         players = Players(learner.agent, E, N, A, args.seed)

@@ -100,11 +100,16 @@ def describe(flags: dict, env, buffer) -> dict:
 
 
 def with_this_code(config: dict) -> dict:
-    """config.json of a run that goes on: it also names today's git revision, if that is another."""
-    begun, now = config["versions"].get("git"), versions()["git"]
-    if begun and now and now != begun:
-        print(f"Begun with revision {begun[:7]}, goes on with {now[:7]}", file=sys.stderr)
-        config["versions"]["git_last"] = now
+    """config.json of a run that goes on: it also names today's git revision, if that is another or
+    has uncommitted changes."""
+    begun, now = config["versions"], versions()
+    before, last = begun.get("git"), now["git"]
+    changed = " with uncommitted changes" if now.get("git_uncommitted") else ""
+    if before and last and (last != before or changed):
+        print(
+            f"Begun with revision {before[:7]}, goes on with {last[:7]}{changed}", file=sys.stderr
+        )
+        begun |= {"git_last": last, "git_last_uncommitted": bool(changed)}
     return config
 
 

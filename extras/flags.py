@@ -19,6 +19,8 @@ NOT_KEPT = ("evaluate", "resume", "save_replay", "best", "json", "run_dir", "run
 INDIFFERENT = {*NOT_KEPT, "device", "threads", "save_buffer"}
 # Flags that may change together with --resume.
 MAY_CHANGE = ("steps", "lr", "lr_finish", "device", "threads", "env_args", "save_buffer")
+# Flags that tell --evaluate what to play, and where.
+TO_PLAY = ("env", "map", "env_args", "n_envs", "seed", "test_episodes", "device", "threads")
 # Of --env-args only these: where StarCraft II is played, not what.
 WHERE = ("ray", "games", "timeout")
 
@@ -84,8 +86,8 @@ def flags_of_the_run(parser, args, argv):
     by those given now where that makes sense. Exits with one line if something does not fit."""
     if args.resume and args.evaluate:
         parser.error("--resume and --evaluate cannot be combined: give one")
-    if args.resume and args.run_dir:
-        parser.error("--resume goes on in its own directory: leave out --run-dir")
+    if args.run_dir:
+        parser.error("--run-dir is for new runs: leave it out with --resume or --evaluate")
     folder = args.resume or args.evaluate
     with parser.refuses():
         config = read_config(folder)
@@ -115,11 +117,11 @@ def flags_of_the_run(parser, args, argv):
         if args.resume and name not in WHERE and (name, value) not in of_the_run.items():
             may = ", ".join(WHERE)
             parser.error(f"--env-args {name} cannot change with --resume, only {may} can")
+    mode, changeable = ("--resume", MAY_CHANGE) if args.resume else ("--evaluate", TO_PLAY)
     for name, value in vars(now).items():
-        changed = value != getattr(before, name) and name not in NOT_KEPT + MAY_CHANGE
-        if args.resume and changed:
-            may = ", ".join(f"--{name.replace('_', '-')}" for name in MAY_CHANGE)
-            parser.error(f"--{name.replace('_', '-')} cannot change with --resume, only {may} can")
+        if value != getattr(before, name) and name not in NOT_KEPT + changeable:
+            may = ", ".join(f"--{name.replace('_', '-')}" for name in changeable)
+            parser.error(f"--{name.replace('_', '-')} cannot change with {mode}, only {may} can")
     return now
 
 

@@ -128,8 +128,8 @@ class Run:
         if tensors:  # all at once: a GPU is waited for once
             numbers = torch.stack([x.double() for x in tensors.values()]).tolist()
             values |= dict(zip(tensors, numbers, strict=True))
-        if not all(map(math.isfinite, values.values())):
-            raise FloatingPointError(", ".join(f"{k} {v:g}" for k, v in values.items()))
+        if odd := [f"{k} {v:g}" for k, v in values.items() if not math.isfinite(v)]:
+            raise FloatingPointError(", ".join(odd))
         for name, value in values.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = [total + float(value), count + 1]
@@ -150,7 +150,9 @@ class Run:
             self.log(train_return=returns[e], train_win_rate=step.battle_won[e])
 
     def learned(self, **stats) -> None:
-        """A gradient step more, and its statistics."""
+        """A gradient step more, and its statistics. Raises ValueError where a name is taken."""
+        if taken := stats.keys() & {"train_return", "train_win_rate"}:
+            raise ValueError(f"metrics.csv has a column {', '.join(taken)}: rename that statistic")
         self.updates += 1
         self.log(**stats)
 
@@ -223,7 +225,10 @@ class Run:
             self.lock.release()
         again = f"--resume {self.folder}"
         if isinstance(error, FloatingPointError):
-            complaint = f"not finite at t_env {self.t_env}: {error}; {again} with a lower --lr"
+            complaint = (
+                f"not finite at t_env {self.t_env}: {error}; if loss or grad_norm is among these,"
+                f" {again} with a lower --lr"
+            )
         elif isinstance(error, GameUnavailable):
             complaint = f"{error}; go on with {again}"
         elif isinstance(error, CannotWrite):
@@ -299,8 +304,7 @@ class Run:
         for name in PROGRESS:
             setattr(self, name, state["progress"][name])
         if self.is_finished():
-            steps = self.args.steps
-            raise ValueError(f"{self.folder} has all its {steps} steps: prolong it by --steps")
+            raise ValueError(f"{self.folder} has {self.t_env} steps already: give more --steps")
         generator = self.players.generator
         try:
             if state["explore"].shape == generator.get_state().shape:  # else another device

@@ -138,13 +138,23 @@ def test_other_code_and_new_flags_are_told(tmp_path, monkeypatch, capsys):
     config["versions"]["git"] = "0123456789"
     del config["flags"]["gamma"]
     files.write_config(tmp_path / "run", config)
-    monkeypatch.setattr(files, "versions", lambda: {"git": "abcdefghij"})
+    monkeypatch.setattr(files, "versions", lambda: {"git": None})  # git is not installed
+    assert files.with_this_code(config) == config
+    today = {"git": "abcdefghij", "git_uncommitted": False}
+    monkeypatch.setattr(files, "versions", lambda: today)
     capsys.readouterr()
     assert resume(tmp_path / "run") == 0
     err = capsys.readouterr().err
-    assert "so by default: gamma 0.99\n" in err and "with revision 0123456, goes on with abc" in err
+    assert "so by default: gamma 0.99\n" in err
+    assert "with revision 0123456, goes on with abcdefg\n" in err
     versions = files.read_config(tmp_path / "run")["versions"]
     assert versions["git"] == "0123456789" and versions["git_last"] == "abcdefghij"
+
+    config["versions"]["git"] = "abcdefghij"
+    assert files.with_this_code(config) == config and not capsys.readouterr().err
+    today["git_uncommitted"] = True
+    assert files.with_this_code(config)["versions"]["git_last_uncommitted"]
+    assert "goes on with abcdefg with uncommitted changes\n" in capsys.readouterr().err
 
 
 def test_signal_handlers_are_put_back(tmp_path):

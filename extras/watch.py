@@ -8,7 +8,9 @@ and what the network thinks while they go on, as one HTML file that opens in any
     python -m extras.watch --compare RUN_A RUN_B            # side by side from the same start
     python -m extras.watch --two-step                       # Table 2 of the paper, as learned here
 
-Battle i is the first one that `train.py --evaluate RUN_DIR` plays in its environment i.
+Battle i is the first one that `train.py --evaluate RUN_DIR` plays in its environment i. The agents
+are those of the tests, averages of the weights (--average-rate); the mixer is the newest one, since
+none is averaged. Where weights still move fast Q_tot is of no single moment.
 
 Shapes: T steps, L game loops, U = N + M units, N agents, A actions.
 """
