@@ -100,15 +100,14 @@ def describe(flags: dict, env, buffer) -> dict:
 
 
 def with_this_code(config: dict) -> dict:
-    """config.json of a run that goes on: it also names today's git revision, if that is another or
-    has uncommitted changes."""
+    """config.json of a run that goes on, with today's git revision, too, if that is another one or
+    has uncommitted changes. Changes its argument."""
     begun, now = config["versions"], versions()
     before, last = begun.get("git"), now["git"]
     changed = " with uncommitted changes" if now.get("git_uncommitted") else ""
-    if before and last and (last != before or changed):
-        print(
-            f"Begun with revision {before[:7]}, goes on with {last[:7]}{changed}", file=sys.stderr
-        )
+    if before and last and (last != before or changed or "git_last" in begun):
+        goes_on = f"goes on with {last[:7]}{changed}"
+        print(f"Begun with revision {before[:7]}, {goes_on}", file=sys.stderr)
         begun |= {"git_last": last, "git_last_uncommitted": bool(changed)}
     return config
 

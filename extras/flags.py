@@ -86,8 +86,8 @@ def flags_of_the_run(parser, args, argv):
     by those given now where that makes sense. Exits with one line if something does not fit."""
     if args.resume and args.evaluate:
         parser.error("--resume and --evaluate cannot be combined: give one")
-    if args.run_dir:
-        parser.error("--run-dir is for new runs: leave it out with --resume or --evaluate")
+    if args.run_dir or args.runs != parser.get_default("runs"):
+        parser.error("--run-dir and --runs are for new runs: not with --resume or --evaluate")
     folder = args.resume or args.evaluate
     with parser.refuses():
         config = read_config(folder)

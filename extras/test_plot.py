@@ -281,6 +281,7 @@ def test_real_runs_are_found_in_training_logs(tmp_path, capsys):
     write_log("4", others, lr=0.001)
     write_log("5", wins, mixer=None, env_args={"map_name": "8m"})
     write_log("6", others, prioritised_replay=True)
+    write_log("results_modify/6", others)
     write_log("7", others)
     (folder / "7" / "info.json").write_text('{"test_battle_won_mean_T": [1')
     real_runs.main([str(tmp_path)])

@@ -4,6 +4,7 @@ QMIX (https://arxiv.org/abs/1803.11485). Run them with: python -m pytest extras/
 """
 
 import contextlib
+import copy
 import errno
 import json
 import multiprocessing
@@ -139,7 +140,7 @@ def test_other_code_and_new_flags_are_told(tmp_path, monkeypatch, capsys):
     del config["flags"]["gamma"]
     files.write_config(tmp_path / "run", config)
     monkeypatch.setattr(files, "versions", lambda: {"git": None})  # git is not installed
-    assert files.with_this_code(config) == config
+    assert files.with_this_code(copy.deepcopy(config)) == config
     today = {"git": "abcdefghij", "git_uncommitted": False}
     monkeypatch.setattr(files, "versions", lambda: today)
     capsys.readouterr()
@@ -151,10 +152,15 @@ def test_other_code_and_new_flags_are_told(tmp_path, monkeypatch, capsys):
     assert versions["git"] == "0123456789" and versions["git_last"] == "abcdefghij"
 
     config["versions"]["git"] = "abcdefghij"
-    assert files.with_this_code(config) == config and not capsys.readouterr().err
+    assert files.with_this_code(copy.deepcopy(config)) == config
+    assert not capsys.readouterr().err
     today["git_uncommitted"] = True
     assert files.with_this_code(config)["versions"]["git_last_uncommitted"]
     assert "goes on with abcdefg with uncommitted changes\n" in capsys.readouterr().err
+    today |= {"git": "zyxwvutsrq", "git_uncommitted": False}
+    for revision in ("zyxwvutsrq", "abcdefghij"):  # another one, and back
+        today["git"] = revision
+        assert files.with_this_code(config)["versions"]["git_last"] == revision
 
 
 def test_signal_handlers_are_put_back(tmp_path):

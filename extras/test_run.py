@@ -257,6 +257,7 @@ TRAIN = [
     "--evaluate run --init-from nowhere",
     "--evaluate run --paper",
     "--evaluate run --run-dir other",
+    "--evaluate run --runs other",
     "--best",
     "--json",
     "--init-from nowhere",

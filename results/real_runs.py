@@ -1,11 +1,13 @@
-"""Prints, as JSON, the section real_runs of published.json: greedy test win rates of QMIX, VDN and
-IQL on StarCraft II, out of training logs that others have put on GitHub.
+"""Prints real_runs.json: greedy test win rates of QMIX, VDN and IQL on StarCraft II, out of
+training logs that others have put on GitHub.
 
     git clone https://github.com/OWNER/NAME runs/real/OWNER/NAME     # the six of REPOSITORIES
-    python -m results.real_runs runs/real
+    git -C runs/real/OWNER/NAME checkout COMMIT                      # theirs
+    python -m results.real_runs runs/real > results/real_runs.json
 
 Taken are all runs of 1,000,000 steps or more in which PyMARL's own learner, agent and replay have
-PyMARL's settings, those of `train.py --paper`. A run that begins like a longer one is its copy.
+PyMARL's settings, those of `train.py --paper`. A run that begins like a longer one is its copy, and
+what lies in a folder "results_modify..." is of changed code.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-REPOSITORIES = {  # and the commits of what is in published.json
+REPOSITORIES = {  # and the commits of what is in real_runs.json
     "Jonarain/pymarl": "07e060920125f2f76bb52710d9da2a9961fe2936",
     "Togmm/pymarl-monotone-qmix": "48e1c03f82b80164b6d65d67b18eb23810630519",
     "am-rutherford/pymarl": "0919e1ab9109b5ac8f719dde7c41ca4403849af1",
@@ -48,7 +50,8 @@ def runs_of(folder, repository):
             continue
         method, steps = config.get("mixer") or "iql", info.get("test_battle_won_mean_T", [0])
         usual = all(config.get(name) == value for name, value in PYMARL.items())
-        if not usual or config.get("prioritised_replay") or steps[-1] < LEAST:
+        changed = config.get("prioritised_replay") or "results_modify" in path.as_posix()
+        if changed or not usual or steps[-1] < LEAST:
             continue
         if method in ("qmix", "vdn", "iql"):
             name = path.parent.relative_to(folder).as_posix()
