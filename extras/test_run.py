@@ -127,12 +127,16 @@ def test_rows_average_over_what_came_since_the_last_one(tmp_path, monkeypatch):
         assert float(row["mine"]) == pytest.approx(np.mean(calls[first:end]), rel=1e-5)
 
 
-def test_a_statistic_with_the_name_of_a_column_is_refused(tmp_path, monkeypatch):
-    update = train.QLearner.update
-    monkeypatch.setattr(
-        train.QLearner, "update", lambda *args: update(*args) | {"epsilon": torch.tensor(0.0)}
-    )
-    with pytest.raises(ValueError, match="has a column epsilon: rename"):
+@pytest.mark.parametrize("name", ["epsilon", "train_return", "loss"])
+def test_a_statistic_with_the_name_of_a_column_is_refused(tmp_path, monkeypatch, name):
+    loss = train.QLearner.loss
+
+    def with_that_name(*args):
+        value, stats = loss(*args)
+        return value, stats | {name: torch.tensor(0.0)}
+
+    monkeypatch.setattr(train.QLearner, "loss", with_that_name)
+    with pytest.raises((ValueError, TypeError), match=f"has a column {name}: rename|'{name}'"):
         start(tmp_path / "run")
 
 
