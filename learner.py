@@ -136,7 +136,7 @@ class QLearner:
         for mean, new in zip(*weights, strict=True):
             # Integers are counters, as normalisations have them: copied, not averaged.
             mean.copy_(mean.lerp(new, self.average_rate) if new.is_floating_point() else new)
-        return dict(loss=loss.detach(), grad_norm=grad_norm, **stats)  # no name twice
+        return dict(loss=loss.detach(), grad_norm=grad_norm, **stats)  # a name twice: TypeError
 
     def sync_target(self) -> None:
         """Copy the online weights into the target network."""

@@ -151,8 +151,7 @@ class Run:
 
     def learned(self, **stats) -> None:
         """A gradient step more, and its statistics. Raises ValueError where a name is taken."""
-        if taken := stats.keys() & {"train_return", "train_win_rate"}:
-            raise ValueError(f"metrics.csv has a column {', '.join(taken)}: rename that statistic")
+        refuse_taken(stats, {"train_return", "train_win_rate"})
         self.updates += 1
         self.log(**stats)
 
@@ -167,8 +166,7 @@ class Run:
             seconds = self.wall_time - self.rows[-1]["wall_time"]
             row["env_steps_per_s"] = (self.t_env - self.rows[-1]["t_env"]) / seconds
         means = {name: total / count for name, (total, count) in self.sums.items()}
-        if taken := row.keys() & means.keys():
-            raise ValueError(f"metrics.csv has a column {', '.join(taken)}: rename that statistic")
+        refuse_taken(means, row)
         row |= means
         merit = itemgetter("test_win_rate", "test_return")
         best = all(merit(row) >= merit(other) for other in self.rows)
@@ -362,6 +360,12 @@ class Run:
             raise ValueError(f"{name}, players, last_actions are wrong")
         if state["buffer"] is not None:
             check_running(state["buffer"], self.buffer, f"{name}, buffer")
+
+
+def refuse_taken(names, columns) -> None:
+    """Raises ValueError where a statistic has the name of another column."""
+    if taken := {*names} & {*columns}:
+        raise ValueError(f"metrics.csv has a column {', '.join(taken)}: rename that statistic")
 
 
 def carried(players) -> dict:

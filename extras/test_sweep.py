@@ -44,7 +44,7 @@ def alone(folder, *argv):
 
 
 def under_way(out):
-    """How many runs have come home with their third test, at t_env 2000, but not their sixth."""
+    """How many runs have come home with their third test, but not their sixth."""
     files = out.glob("*/metrics.csv")
     return sum(4 <= len(path.read_text().splitlines()) < 7 for path in files)
 
@@ -119,7 +119,7 @@ def test_eight_runs_and_a_lost_machine(cluster, tmp_path, capsys):
 
 def test_stopped_by_ctrl_c_and_begun_again(tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
-    argv = [*FLAGS.split(), "--steps", "20000", "--test-interval", "1000"]
+    argv = [*FLAGS.split(), "--steps", "20000", "--test-interval", "4000"]
     command = [sys.executable, "-m", "extras.sweep", "--maps", "3m", "--mixers", "qmix", "vdn"]
     command += [*argv, "--out", str(out)]
     place = {"cwd": sweep.HERE, "text": True}
@@ -136,8 +136,8 @@ def test_stopped_by_ctrl_c_and_begun_again(tmp_path):
     assert "The same command goes on" in log.read_text() and "Traceback" not in log.read_text()
     t_env = [int(metrics(path.parent)[-1]["t_env"]) for path in out.glob("*/metrics.csv")]
     saved = [load_checkpoint(path.parent)[0]["progress"] for path in out.glob("*/metrics.csv")]
-    assert max(t_env) < 20_000
-    assert all(progress["t_env"] >= t for progress, t in zip(saved, t_env, strict=True))
+    # Unless both are stopped in the middle of a test, which is rare with so few tests.
+    assert max(t_env) < 20_000 and t_env != [progress["t_env"] for progress in saved]
     assert private_directories() <= before, "nothing stays behind"
     done = subprocess.run(command, capture_output=True, **place)
     assert done.returncode == 0, done.stderr

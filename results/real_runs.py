@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from extras.tables import STEPS
+
 REPOSITORIES = {  # and the commits of what is in real_runs.json
     "Jonarain/pymarl": "07e060920125f2f76bb52710d9da2a9961fe2936",
     "Togmm/pymarl-monotone-qmix": "48e1c03f82b80164b6d65d67b18eb23810630519",
@@ -25,14 +27,13 @@ REPOSITORIES = {  # and the commits of what is in real_runs.json
     "miruyoun/PyMARL_RL_Project": "b901bdedf293a47ebc0555d8b5796af02624214d",
     "tlxxx/LINDA": "dea67ac930c4de16f2d106f1f3a078bab70547bd",
 }
-STEPS = (100_000, 200_000, 300_000, 500_000, 700_000, 750_000, 1_000_000, 1_500_000, 2_000_000)
 NEAR = 25_000  # steps: a win rate is the mean of the tests (one per 10,000 steps) so near
 LEAST = 1_000_000  # steps of a run
 PYMARL = {"learner": "q_learner", "mac": "basic_mac", "agent": "rnn", "runner": "episode"}
 PYMARL |= {"batch_size": 32, "buffer_size": 5000, "lr": 0.0005, "epsilon_anneal_time": 50_000}
 PYMARL |= {"target_update_interval": 200, "rnn_hidden_dim": 64, "double_q": True, "env": "sc2"}
 ABOUT = (
-    "greedy test win rate at so many environment steps, each the mean of the tests within 25,000"
+    f"greedy test win rate at so many environment steps, each the mean of the tests within {NEAR:,}"
     " steps; public training logs on GitHub of PyMARL with its own settings, found by"
     " results/real_runs.py. Their authors may have changed PyMARL's code; versions of the game are"
     " not recorded."
